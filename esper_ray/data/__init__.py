@@ -1,0 +1,7 @@
+"""Real data sets, prepared once per machine, memory-mapped, cut into batches. Never a synthetic stand-in."""
+
+from esper_ray.data.batches import BatchLoader
+from esper_ray.data.cache import PreparedData, prepare
+from esper_ray.data.sources import SOURCES, DataSource
+
+__all__ = ["SOURCES", "BatchLoader", "DataSource", "PreparedData", "prepare"]

@@ -1,0 +1,249 @@
+"""One training run of a fresh host, epoch by epoch, with decisions in between."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from esper_ray.episode.actions import ActionMask, ActionTable, Decision
+from esper_ray.episode.governor import Failure, Governor
+from esper_ray.episode.observation import EpisodeView
+from esper_ray.episode.rewards import SlotMoment, attributed_accuracy
+from esper_ray.episode.signals import EpochOutcome, SignalTracker
+from esper_ray.errors import IllegalActionError
+from esper_ray.lifecycle import SeedStage
+from esper_ray.seeding import Stream, derive_seed, seeded
+from esper_ray.tasks import TaskData, TaskSpec, create_model
+from esper_ray.training import (
+    GradientStats,
+    _train_one_epoch,
+    adopt_seed,
+    build_optimizer,
+    decay_factor,
+    evaluate,
+    scale_learning_rates,
+)
+
+_PROBE_ALPHA = 0.1
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one call of `HostRun.train_epoch` found."""
+
+    outcome: EpochOutcome
+    gradients: GradientStats | None
+    alpha: float
+    failure: Failure | None
+
+
+class HostRun:
+    """Owns a host, its slot and its optimizers for one episode.
+
+    A function of (task, data, episode seed, decisions): every random number comes from the episode seed, and the
+    global generators are left as they were.
+
+    Args:
+        task: what is trained.
+        data: its loaders, on `device`.
+        device: where the host lives.
+        episode_seed: 0 to 2**63 − 1.
+    """
+
+    def __init__(self, task: TaskSpec, data: TaskData, device: str | torch.device, episode_seed: int) -> None:
+        self.task = task
+        self.episode_seed = episode_seed
+        self._data = data
+        self._device = device
+        with seeded(derive_seed(episode_seed, Stream.HOST), device):
+            self.model = create_model(task, device)
+        self.actions = ActionTable.of(self.model)
+        self.epoch = 0
+        self.outcome: EpochOutcome | None = None
+        self._gradients: GradientStats | None = None
+        self._criterion = nn.CrossEntropyLoss()
+        self._host_optimizer = build_optimizer(self.model.get_host_parameters(), task.host_optimizer)
+        self._seed_optimizer: torch.optim.Optimizer | None = None
+        self._tracker = SignalTracker(task.uniform_loss, task.decisions)
+        self._governor = Governor(task.governor, task.uniform_loss)
+        self._governor.take_snapshot(self.model, self._host_optimizer)
+        self._accuracy_at_germination = 0.0
+        self._germinations = 0
+
+    # --- what the controller sees --------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the epoch budget is spent."""
+        return self.epoch >= self.task.max_epochs
+
+    def legal_actions(self) -> ActionMask:
+        """Returns the action mask: (number of actions,) int8."""
+        return self.actions.legal(self.model.seed_slot, self._tracker.signals, self.epoch, self.task.decisions)
+
+    def view(self) -> EpisodeView:
+        """Returns what the observation is made of."""
+        slot = self.model.seed_slot
+        return EpisodeView(
+            epoch=self.epoch,
+            max_epochs=self.task.max_epochs,
+            uniform_loss=self.task.uniform_loss,
+            outcome=self.outcome,
+            signals=self._tracker.signals,
+            stage=slot.stage,
+            state=slot.state,
+            occupied=slot.seed is not None,
+            gradients=self._gradients,
+            embargo_epochs=self.task.lifecycle.embargo_epochs,
+        )
+
+    def slot_moment(self) -> SlotMoment:
+        """Returns what the reward reads of the slot now."""
+        slot = self.model.seed_slot
+        state = slot.state
+        attributed = 0.0
+        if slot.seed is not None and state is not None and self.outcome is not None:
+            progress = self.outcome.val_accuracy - self._accuracy_at_germination
+            attributed = attributed_accuracy(progress, state.contribution)
+        return SlotMoment(slot.stage, state.epochs_in_stage if state else 0, attributed)
+
+    @property
+    def host_parameters(self) -> int:
+        """Number of parameters of the host without its slot."""
+        return sum(parameter.numel() for parameter in self.model.get_host_parameters())
+
+    @property
+    def kept_parameters(self) -> int:
+        """Number of parameters added for good: the fossilized seed's."""
+        return self.model.active_seed_params if self.model.seed_slot.stage == SeedStage.FOSSILIZED else 0
+
+    @property
+    def kept_accuracy(self) -> float:
+        """Validation accuracy, percent, of what is kept: a seed that is not FOSSILIZED is dropped first."""
+        if self.outcome is None:
+            return 0.0
+        fossilized = self.model.seed_slot.stage == SeedStage.FOSSILIZED
+        return self.outcome.val_accuracy if fossilized else self.outcome.accuracy_without_seed
+
+    # --- decisions -----------------------------------------------------------------------------------------------
+
+    def decide(self, action: int) -> None:
+        """Lets a decision take effect.
+
+        Raises:
+            IllegalActionError: the mask forbids it; the message names what it allows.
+        """
+        mask = self.legal_actions()
+        if not 0 <= action < len(mask) or not mask[action]:
+            name = self.actions.names[action] if 0 <= action < len(mask) else str(action)
+            allowed = ", ".join(n for n, legal in zip(self.actions.names, mask, strict=True) if legal)
+            raise IllegalActionError(f"{name} is not legal after epoch {self.epoch}: expected one of {allowed}")
+        match self.actions.kind(action):
+            case Decision.GERMINATE:
+                self._germinate(self.actions.blueprint_ids[action - 1])
+            case Decision.FOSSILIZE:
+                self._fossilize()
+            case Decision.CULL:
+                self.model.cull_seed("decision")
+                self._seed_optimizer = None
+            case Decision.WAIT:
+                pass
+
+    def _germinate(self, blueprint_id: str) -> None:
+        self._germinations += 1
+        with seeded(derive_seed(self.episode_seed, Stream.SEED_MODULE, self._germinations), self._device):
+            state = self.model.germinate_seed(blueprint_id, f"seed_{self._germinations}")
+        self._accuracy_at_germination = self.outcome.val_accuracy if self.outcome else 0.0
+        state.last_accuracy = state.accuracy_at_stage_start = self._accuracy_at_germination
+
+    def _fossilize(self) -> None:
+        gate = self.model.seed_slot.advance_stage(SeedStage.FOSSILIZED)
+        assert gate.passed, gate.message
+        assert self._seed_optimizer is not None, "a seed that is PROBATIONARY has an optimizer"
+        if not self.task.lifecycle.freeze_fossilized:
+            adopt_seed(self._host_optimizer, self._seed_optimizer)
+        self._seed_optimizer = None
+        self._governor.take_snapshot(self.model, self._host_optimizer)
+
+    # --- one epoch -----------------------------------------------------------------------------------------------
+
+    def train_epoch(self) -> EpochReport:
+        """Trains one epoch and makes the slot's mechanical progress."""
+        assert not self.is_over, "the epoch budget is spent"
+        self.epoch += 1
+        self._enter_epoch()
+        slot = self.model.seed_slot
+        alpha = slot.alpha
+        train_loss, train_accuracy, gradients = self._train()
+        outcome = self._validate(train_loss, train_accuracy)
+        failure = self._governor.judge(outcome.train_loss, outcome.val_loss)
+        if failure is not None:
+            self._governor.roll_back(self.model, self._host_optimizer)
+            self._seed_optimizer = None
+            gradients = None
+            last_train = self.outcome.train_loss if self.outcome else self.task.uniform_loss
+            outcome = self._validate(last_train, self.outcome.train_accuracy if self.outcome else 0.0)
+        self._measure_seed(outcome, gradients)
+        slot.step_epoch()
+        self._tracker.update(outcome)
+        if self._governor.is_snapshot_due(self.epoch):
+            self._governor.take_snapshot(self.model, self._host_optimizer)
+        self.outcome, self._gradients = outcome, gradients
+        return EpochReport(outcome, gradients, alpha, failure)
+
+    def _enter_epoch(self) -> None:
+        """Makes the lifecycle entry and gives a live seed its optimizer."""
+        slot = self.model.seed_slot
+        if slot.stage == SeedStage.GERMINATED:
+            gate = slot.advance_stage(SeedStage.TRAINING)
+            if not gate.passed:
+                raise RuntimeError(f"G1 gate failed: {gate.message}")
+        if slot.is_active and self._seed_optimizer is None:
+            self._seed_optimizer = build_optimizer(self.model.get_seed_parameters(), self.task.seed_optimizer)
+        factor = decay_factor(self.epoch, self.task.max_epochs, self.task.lr_decay_epochs)
+        scale_learning_rates(self._host_optimizer, factor)
+
+    def _train(self) -> tuple[float, float, GradientStats | None]:
+        """Returns training loss (nats), training accuracy (percent) and gradient statistics."""
+        loader = self._data.train
+        loader.start_epoch(derive_seed(self.episode_seed, Stream.SHUFFLE, self.epoch))
+        with seeded(derive_seed(self.episode_seed, Stream.EPOCH, self.epoch), self._device):
+            running_loss, correct, total, gradients = _train_one_epoch(
+                model=self.model,
+                trainloader=loader,
+                criterion=self._criterion,
+                host_optimizer=self._host_optimizer,
+                seed_optimizer=self._seed_optimizer,
+                device=self._device,
+                task_type=self.task.task_type,
+                collect_gradients=self.model.has_active_seed,
+            )
+        return running_loss / len(loader), 100.0 * correct / total, gradients
+
+    def _validate(self, train_loss: float, train_accuracy: float) -> EpochOutcome:
+        """Measures the host with its seed and without it in one pass; in TRAINING, the seed at the probe's alpha."""
+        slot = self.model.seed_slot
+        loader, criterion, task_type = self._data.validation, self._criterion, self.task.task_type
+        if slot.stage == SeedStage.TRAINING:
+            with slot.force_alpha(_PROBE_ALPHA):
+                probe = evaluate(self.model, loader, criterion, self._device, task_type)
+            loss, accuracy = probe.loss_without_seed, probe.accuracy_without_seed
+            change = probe.loss - probe.loss_without_seed
+            return EpochOutcome(train_loss, train_accuracy, loss, accuracy, accuracy, probe_loss_change=change)
+        found = evaluate(self.model, loader, criterion, self._device, task_type)
+        contribution = found.accuracy - found.accuracy_without_seed if slot.alpha > 0 else None
+        return EpochOutcome(
+            train_loss, train_accuracy, found.loss, found.accuracy, found.accuracy_without_seed, contribution
+        )
+
+    def _measure_seed(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:
+        state = self.model.seed_state
+        if state is None or self.model.seed_slot.seed is None:
+            return
+        state.last_accuracy = outcome.val_accuracy
+        state.contribution = outcome.contribution
+        if state.stage == SeedStage.TRAINING and self.model.seed_slot.isolation_violated():
+            state.isolation_violations += 1
+        if gradients is not None:
+            state.gradient_health = float(gradients["gradient_health"])
+            state.record_gradient_ratio(float(gradients["seed_gradient_ratio"]))

@@ -1,0 +1,80 @@
+"""Playing one whole episode with any policy, through the same loop that the actors run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from esper_ray.episode.env import MorphogenesisEnv, Observation
+from esper_ray.episode.record import EpisodeRecord
+from esper_ray.tasks import TaskSpec, get_task_spec
+
+
+class Policy(Protocol):
+    """Anything that decides. It never changes the observation."""
+
+    def start_episode(self, episode_seed: int) -> None:
+        """Forgets the last episode; a random policy seeds itself from `episode_seed`."""
+
+    def act(self, observation: Observation) -> int:
+        """Returns a legal action for {"observations": (F,) float32, "action_mask": (A,) int8}."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What an episode came to.
+
+    Attributes:
+        final_val_accuracy: of the host after the last epoch, percent.
+        action_counts: how often each action was taken, by name.
+        rewards: one per step.
+        record: the full per-epoch record.
+    """
+
+    final_val_accuracy: float
+    action_counts: dict[str, int]
+    rewards: list[float]
+    record: EpisodeRecord
+
+
+def run_ppo_episode(
+    agent: Policy,
+    task: TaskSpec | str,
+    episode_seed: int = 0,
+    device: str | torch.device = "cpu",
+    data_dir: Path | None = None,
+) -> EpisodeResult:
+    """Plays one episode with `agent` and returns what came of it. The same arguments give the same episode.
+
+    Raises:
+        ConfigurationError: the task is unknown, or no seed could reach PROBATIONARY.
+        DatasetError: the data set is missing.
+        IllegalActionError: the agent took an action that the mask forbids.
+    """
+    spec = get_task_spec(task) if isinstance(task, str) else task
+    record = play_episode(MorphogenesisEnv(spec, device, data_dir), agent, episode_seed)
+    return EpisodeResult(
+        record.final_val_accuracy, record.action_counts, [epoch.reward for epoch in record.epochs], record
+    )
+
+
+def play_episode(
+    env: MorphogenesisEnv,
+    agent: Policy,
+    episode_seed: int,
+    observer: Callable[[MorphogenesisEnv, int], None] | None = None,
+) -> EpisodeRecord:
+    """Plays one episode in `env`; `observer(env, action)` is called after every step."""
+    agent.start_episode(episode_seed)
+    observation, _ = env.reset(seed=episode_seed)
+    while True:
+        action = agent.act(observation)
+        observation, _, terminated, truncated, info = env.step(action)
+        if observer is not None:
+            observer(env, action)
+        if terminated or truncated:
+            record: EpisodeRecord = info["episode"]
+            return record

@@ -1,0 +1,53 @@
+"""Errors that name what a user did and how to mend it.
+
+Every message is one line and reads "what was found, what was expected, what to do". The command line prints it and
+exits with 2; a program can catch `EsperError`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EsperError(Exception):
+    """Base class of every error that esper_ray raises on purpose."""
+
+
+class ConfigurationError(EsperError, ValueError):
+    """A setting has an unknown name, a value out of range, or contradicts another setting."""
+
+
+class IllegalActionError(EsperError, ValueError):
+    """An action was taken that the action mask forbids."""
+
+
+class LifecycleError(EsperError, ValueError):
+    """A seed was asked for something that its stage, its blueprint or its slot does not allow."""
+
+
+class DatasetError(EsperError, ValueError):
+    """A data set is missing, truncated or altered."""
+
+
+class PlacementError(EsperError, ValueError):
+    """The cluster cannot place the actors that were asked for."""
+
+
+class RunFolderError(EsperError, ValueError):
+    """The run folder cannot be written, or already holds a run."""
+
+
+class EpisodeFailedError(EsperError, RuntimeError):
+    """An episode raised inside its actor, or its actor was lost too often."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the message for a name that is not among `known`, with the nearest one first.
+
+    >>> unknown_name("task", "digit", ["digits", "cifar10"])
+    "unknown task 'digit': did you mean 'digits'? (known: cifar10, digits)"
+    """
+    names = sorted(known)
+    nearest = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f": did you mean '{nearest[0]}'?" if nearest else ":"
+    listing = f"known: {', '.join(names)}"
+    return f"unknown {kind} '{name}'{hint} ({listing})" if nearest else f"unknown {kind} '{name}' ({listing})"

@@ -1,0 +1,103 @@
+"""A host and its slot, joined into one model."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedState
+from esper_ray.models.slot import SeedSlot
+
+
+class MorphogeneticModel(nn.Module):
+    """A host that a seed can grow in.
+
+    Any module can be the host if it has `injection_points: dict[str, int]` (slot id → feature width) and
+    `register_slot(slot_id, module)`. It may have `topology` ("cnn" unless it says otherwise) and `default_slot`.
+
+    Args:
+        host: the host network.
+        slot_id: injection point of the slot; unset: the host's `default_slot`, or else its first.
+        settings: resolved lifecycle settings; unset: the defaults, with dwells of one epoch.
+        channels_last: keep images and weights in channels-last layout, which is faster for convolutions.
+
+    Raises:
+        ConfigurationError: the host has no injection points, or not this one.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        slot_id: str | None = None,
+        settings: LifecycleSettings | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        points = cast("dict[str, int]", getattr(host, "injection_points", {}))
+        if not points:
+            raise ConfigurationError(f"{type(host).__name__} has no injection points; give it `injection_points`")
+        self.slot_id = slot_id or str(getattr(host, "default_slot", next(iter(points))))
+        if self.slot_id not in points:
+            raise ConfigurationError(unknown_name("injection point", self.slot_id, points))
+        settings = settings or LifecycleSettings().resolved(max_epochs=1)
+        self.seed_slot = SeedSlot(points[self.slot_id], str(getattr(host, "topology", "cnn")), settings)
+        self.host = host
+        host.register_slot(self.slot_id, self.seed_slot)  # type: ignore[operator]
+        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+            self.seed_slot.memory_format = torch.channels_last
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=self._memory_format)
+        outputs: Tensor = self.host(inputs)
+        return outputs
+
+    def forward_with_counterfactual(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the outputs as they are and as they would be at alpha 0, in evaluation mode.
+
+        The layers before the slot run once, those after it on a batch of twice the size.
+
+        Shape:
+            inputs (N, …); both results as of `forward`.
+        """
+        if self.seed_slot.alpha == 0.0:
+            outputs = self(inputs)
+            return outputs, outputs
+        with self.seed_slot.paired_output():
+            with_seed, without_seed = self(inputs).chunk(2)
+        return with_seed, without_seed
+
+    @property
+    def seed_state(self) -> SeedState | None:
+        """What is known of the present seed; None before the first germination."""
+        return self.seed_slot.state
+
+    @property
+    def has_active_seed(self) -> bool:
+        """Whether a live seed, GERMINATED to PROBATIONARY, sits in the slot."""
+        return self.seed_slot.is_active
+
+    @property
+    def active_seed_params(self) -> int:
+        """Number of parameters of the module in the slot, live or fossilized; 0 while it is empty."""
+        return sum(parameter.numel() for parameter in self.get_seed_parameters())
+
+    def germinate_seed(self, blueprint_id: str, seed_id: str) -> SeedState:
+        """Builds a seed in the slot; see `SeedSlot.germinate` for the errors."""
+        return self.seed_slot.germinate(blueprint_id, seed_id)
+
+    def cull_seed(self, reason: str = "culled") -> GateResult:
+        """Removes a live seed; see `SeedSlot.cull`."""
+        return self.seed_slot.cull(reason)
+
+    def get_seed_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the module in the slot."""
+        return list(self.seed_slot.parameters())
+
+    def get_host_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the host without the slot's."""
+        of_slot = {id(parameter) for parameter in self.seed_slot.parameters()}
+        return [parameter for parameter in self.host.parameters() if id(parameter) not in of_slot]

@@ -1,0 +1,81 @@
+"""A task: everything that an episode depends on besides the policy and the seed."""
+
+from math import log
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from esper_ray.errors import ConfigurationError
+from esper_ray.lifecycle import LifecycleSettings
+from esper_ray.tasks.settings import DataSettings, DecisionSettings, GovernorSettings, HostSettings, RewardSettings
+from esper_ray.training import OptimizerSettings
+
+
+class TaskSpec(BaseModel):
+    """A named task. Change a copy with `get_task_spec(name, overrides)`; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    summary: str
+    task_type: Literal["classification", "lm"] = "classification"
+    input_shape: tuple[int, ...]
+    """Shape of one sample: (channels, height, width)."""
+    classes: int = Field(ge=2)
+    max_epochs: int = Field(25, ge=1)
+    """Epochs of one episode: its budget, after which it terminates."""
+    lr_decay_epochs: int = Field(5, ge=0)
+    """Last epochs, over which the host's learning rate falls, so that the final accuracy is steady."""
+    episodes_per_iteration: int = Field(32, ge=1)
+    """Episodes per learner update, unless the run says otherwise."""
+    data: DataSettings
+    host: HostSettings = HostSettings()
+    host_optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, weight_decay=5e-4)
+    seed_optimizer: OptimizerSettings = OptimizerSettings(lr=0.01)
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    decisions: DecisionSettings = DecisionSettings()
+    governor: GovernorSettings = GovernorSettings()
+    reward: RewardSettings = RewardSettings()
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of a uniform guess, in nats."""
+        return log(self.classes)
+
+    @property
+    def earliest_germination(self) -> int:
+        """First epoch after which a seed can germinate. The first epoch has no delta; plateau and latch count from 2."""
+        plateau = self.decisions.min_plateau + 1 if self.decisions.min_plateau else 0
+        stabilised = 4 if self.decisions.require_stabilised else 0
+        return max(self.decisions.min_germination_epoch, plateau, stabilised)
+
+    @property
+    def earliest_probation(self) -> int:
+        """First epoch after which a seed can be PROBATIONARY."""
+        return self.earliest_germination + self.lifecycle.epochs_to_probation(self.max_epochs)
+
+    @model_validator(mode="after")
+    def _optimizers_agree(self) -> "TaskSpec":
+        if self.host_optimizer.kind != self.seed_optimizer.kind:
+            raise ValueError("host_optimizer and seed_optimizer must be of one kind: a fossilized seed changes hands")
+        return self
+
+    def require_reachable_probation(self) -> None:
+        """Refuses a task in which no seed can become PROBATIONARY in time for a decision.
+
+        Raises:
+            ConfigurationError: it says how many epochs would do.
+        """
+        if self.earliest_probation >= self.max_epochs:
+            raise ConfigurationError(
+                f"no seed can reach PROBATIONARY in time: germination opens after epoch {self.earliest_germination}, "
+                f"a seed is PROBATIONARY {self.earliest_probation - self.earliest_germination} epochs later, and the "
+                f"last decision falls after epoch {self.max_epochs - 1}; use at least --max-epochs "
+                f"{self._sufficient_epochs()}"
+            )
+
+    def _sufficient_epochs(self) -> int:
+        epochs = self.max_epochs
+        while self.earliest_germination + self.lifecycle.epochs_to_probation(epochs) >= epochs:
+            epochs += 1
+        return epochs

@@ -1,0 +1,25 @@
+"""One epoch of one model: train, evaluate, and what the gradients looked like."""
+
+from esper_ray.training.epoch import _train_one_epoch
+from esper_ray.training.evaluation import Evaluation, evaluate
+from esper_ray.training.gradients import GradientStats, collect_seed_gradients
+from esper_ray.training.optimizers import (
+    OptimizerSettings,
+    adopt_seed,
+    build_optimizer,
+    decay_factor,
+    scale_learning_rates,
+)
+
+__all__ = [
+    "Evaluation",
+    "GradientStats",
+    "OptimizerSettings",
+    "_train_one_epoch",
+    "adopt_seed",
+    "build_optimizer",
+    "collect_seed_gradients",
+    "decay_factor",
+    "evaluate",
+    "scale_learning_rates",
+]
