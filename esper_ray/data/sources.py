@@ -1,6 +1,7 @@
 """Where each data set lies and how its published format is read."""
 
 import gzip
+import itertools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def _split(images: NDArray[np.uint8], labels: NDArray[np.int64], sizes: dict[str
     """Shuffles once, with a fixed seed, and cuts into consecutive pieces of the given sizes."""
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(images))
     bounds = np.cumsum([0, *sizes.values()])
-    pieces = zip(sizes, zip(bounds[:-1], bounds[1:], strict=True), strict=True)
+    pieces = zip(sizes, itertools.pairwise(bounds), strict=True)
     return {name: (images[order[start:end]], labels[order[start:end]]) for name, (start, end) in pieces}
 
 
@@ -126,7 +127,11 @@ SOURCES: dict[str, DataSource] = {
     for source in (
         DataSource("digits", "1,797 handwritten digits, 8×8, bundled with scikit-learn", 1, _find_digits, _read_digits),
         DataSource(
-            "fashion_mnist", "70,000 articles of clothing, 28×28, IDX files", 1, _find_fashion_mnist, _read_fashion_mnist
+            "fashion_mnist",
+            "70,000 articles of clothing, 28×28, IDX files",
+            1,
+            _find_fashion_mnist,
+            _read_fashion_mnist,
         ),
     )
 }

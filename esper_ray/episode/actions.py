@@ -1,7 +1,8 @@
 """The controller's actions and which of them are legal."""
 
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import Enum
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -16,7 +17,7 @@ from esper_ray.tasks import DecisionSettings
 ActionMask = NDArray[np.int8]
 
 
-class Decision(StrEnum):
+class Decision(str, Enum):
     """The four kinds of action."""
 
     WAIT = "WAIT"
@@ -34,8 +35,8 @@ class ActionTable:
         self.blueprint_ids = tuple(blueprint_ids)
         self.fossilize = len(self.blueprint_ids) + 1
         self.cull = len(self.blueprint_ids) + 2
-        germinate = (f"{Decision.GERMINATE}_{name.upper()}" for name in self.blueprint_ids)
-        self.names: tuple[str, ...] = (Decision.WAIT, *germinate, Decision.FOSSILIZE, Decision.CULL)
+        germinate = (f"{Decision.GERMINATE.value}_{name.upper()}" for name in self.blueprint_ids)
+        self.names: tuple[str, ...] = (Decision.WAIT.value, *germinate, Decision.FOSSILIZE.value, Decision.CULL.value)
 
     @classmethod
     def of(cls, model: MorphogeneticModel) -> "ActionTable":
@@ -79,7 +80,7 @@ class ActionTable:
         return mask
 
 
-class LegalActions(spaces.Discrete):
+class LegalActions(spaces.Discrete):  # type: ignore[type-arg]
     """A Discrete space whose `sample()` without a mask draws among the actions that are legal now.
 
     So programs that act at random, Gymnasium's own checker among them, respect the mask. Pickles as a plain Discrete.
@@ -89,7 +90,7 @@ class LegalActions(spaces.Discrete):
         super().__init__(len(mask))
         self.mask = mask
 
-    def sample(self, mask: ActionMask | None = None, probability: NDArray[np.float64] | None = None) -> np.int64:
+    def sample(self, mask: Any = None, probability: Any = None) -> Any:
         """Draws an action; with neither `mask` nor `probability` among the legal ones."""
         if mask is None and probability is None:
             mask = self.mask

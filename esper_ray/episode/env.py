@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -40,8 +40,6 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         ConfigurationError: no seed could reach PROBATIONARY in an episode of this length.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
-
     def __init__(
         self,
         task: TaskSpec,
@@ -74,7 +72,9 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         assert self._run is not None, "call reset() first"
         return self._run
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts a fresh host.
 
         Args:
@@ -149,7 +149,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             gradient_health=gradients.get("gradient_health"),
             host_gradient_norm=gradients.get("host_gradient_norm"),
             seed_gradient_ratio=gradients.get("seed_gradient_ratio"),
-            rolled_back=report.failure,
+            rolled_back=report.failure.value if report.failure else None,
             reward=reward,
             reward_components=components,
         )

@@ -3,7 +3,7 @@
 import copy
 from collections import deque
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from math import isfinite
 from statistics import fmean, pstdev
 from typing import Any
@@ -16,7 +16,7 @@ from esper_ray.models import MorphogeneticModel
 from esper_ray.tasks import GovernorSettings
 
 
-class Failure(StrEnum):
+class Failure(str, Enum):
     """Why an epoch was rolled back."""
 
     NON_FINITE = "non-finite loss"

@@ -163,7 +163,9 @@ def _slot_features() -> list[Feature]:
             "validation accuracy gained since the stage began ÷ 50 points",
             _seed(lambda s: s.improvement_in_stage / _CONTRIBUTION_SCALE),
         ),
-        Feature("free_slots", 0, 1, "slots in which a seed may germinate", lambda v: float(v.stage == SeedStage.DORMANT)),
+        Feature(
+            "free_slots", 0, 1, "slots in which a seed may germinate", lambda v: float(v.stage == SeedStage.DORMANT)
+        ),
         Feature(
             "contribution",
             -2,

@@ -83,6 +83,11 @@ class EpisodeRecord:
         return [epoch.stage for epoch in self.epochs]
 
     @property
+    def stages_reached(self) -> set[str]:
+        """Every stage that the slot was in at some time."""
+        return {stage for epoch in self.epochs for stage in (epoch.stage, epoch.stage_at_end)}
+
+    @property
     def rollbacks(self) -> int:
         """How many epochs the governor rolled back."""
         return sum(epoch.rolled_back is not None for epoch in self.epochs)

@@ -104,7 +104,8 @@ class NormSeed(nn.Module):
         self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        return features + self.scale * self.norm(features)
+        corrected: Tensor = features + self.scale * self.norm(features)
+        return corrected
 
 
 @blueprint("attention", topology="cnn")

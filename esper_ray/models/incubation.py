@@ -27,5 +27,5 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(host: Tensor, seed: Tensor) -> Tensor:
     """Returns `host` exactly, passing its gradient on to `seed` as well. Both have the same shape."""
-    result: Tensor = _StraightThrough.apply(host, seed)
+    result: Tensor = _StraightThrough.apply(host, seed)  # type: ignore[no-untyped-call]
     return result

@@ -46,7 +46,7 @@ class MorphogeneticModel(nn.Module):
         host.register_slot(self.slot_id, self.seed_slot)  # type: ignore[operator]
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
-            self.to(memory_format=torch.channels_last)
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.seed_slot.memory_format = torch.channels_last
 
     def forward(self, inputs: Tensor) -> Tensor:

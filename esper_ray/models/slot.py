@@ -164,7 +164,8 @@ class SeedSlot(nn.Module):
             raise LifecycleError(gate.message)
         seed = build_seed(blueprint_id, self.topology, self.width)
         self._require_shape_kept(seed, blueprint_id)
-        self.seed = seed.to(self._anchor.device, memory_format=self.memory_format).train(self.training)
+        seed.to(self._anchor.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.seed = seed.train(self.training)
         self.state = state
         state.enter(SeedStage.GERMINATED)
         return state
@@ -258,4 +259,6 @@ class SeedSlot(nn.Module):
         with torch.no_grad():
             after = tuple(seed.eval()(torch.zeros(shape)).shape)
         if after != shape:
-            raise LifecycleError(f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {after}")
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {after}"
+            )

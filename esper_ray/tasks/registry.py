@@ -102,9 +102,7 @@ register_task(
         host_optimizer=OptimizerSettings(lr=0.02, weight_decay=5e-4),
         seed_optimizer=OptimizerSettings(lr=0.05),
         lifecycle=LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2),
-        decisions=DecisionSettings(
-            min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3
-        ),
+        decisions=DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3),
     )
 )
 register_task(
@@ -118,9 +116,7 @@ register_task(
         data=DataSettings(source="fashion_mnist", train_samples=10_000, validation_samples=2_000, batch_size=128),
         host=HostSettings(base_channels=4, blocks=2),
         lifecycle=LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2),
-        decisions=DecisionSettings(
-            min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3
-        ),
+        decisions=DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3),
     )
 )
 register_task(

@@ -44,7 +44,7 @@ class TaskSpec(BaseModel):
 
     @property
     def earliest_germination(self) -> int:
-        """First epoch after which a seed can germinate. The first epoch has no delta; plateau and latch count from 2."""
+        """First epoch after which a seed can germinate. The first epoch has no delta yet."""
         plateau = self.decisions.min_plateau + 1 if self.decisions.min_plateau else 0
         stabilised = 4 if self.decisions.require_stabilised else 0
         return max(self.decisions.min_germination_epoch, plateau, stabilised)

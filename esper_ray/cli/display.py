@@ -1,0 +1,184 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import Self
+
+from esper_ray.orchestration.progress import HostProgress
+from esper_ray.orchestration.train import RunPlan
+
+_REFRESH_PER_SECOND = 4
+_SECONDS_BETWEEN_STATUS_LINES = 30.0
+
+
+def make_display() -> "LiveDisplay | PlainDisplay":
+    """Returns the display that fits standard output."""
+    return LiveDisplay() if sys.stdout.isatty() else PlainDisplay()
+
+
+class PlainDisplay:
+    """A line per iteration, and a status line every half minute while one is running. An observer of the run."""
+
+    def __init__(self) -> None:
+        self._plan: RunPlan | None = None
+        self._board: ray.actor.ActorHandle | None = None
+        self._last_line = time.monotonic()
+        self._stop = threading.Event()
+        self._status = threading.Thread(target=self._print_status, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._status.join()
+
+    def on_start(self, run: RunPlan, board: ray.actor.ActorHandle) -> None:
+        """Says what is going to run."""
+        self._plan, self._board = run, board
+        self._say(plan_line(run))
+
+    def on_wait_only(self, done: int, total: int) -> None:
+        """Says when the wait-only hosts have been played."""
+        if done == total:
+            self._say(f"{total} wait-only hosts played for comparison")
+
+    def on_iteration(self, row: Mapping[str, Any]) -> None:
+        """Prints the iteration's line."""
+        assert self._plan is not None
+        learner = row["learner"]
+        self._say(
+            f"iteration {row['iteration']:>3}/{self._plan.config.iterations}  episodes {row['episodes']:>5}  "
+            f"return {row['return']:6.2f}  kept val accuracy {row['kept_val_accuracy']:5.1f} %  "
+            f"fossilized {row['fossilized_share']:4.0%}  entropy {number(learner['entropy'], 3)}  "
+            f"kl {number(learner['kl'], 4)}  explained variance {number(learner['explained_variance'], 2)}  "
+            f"{row['episodes_per_second']:.1f} episodes/s"
+        )
+
+    def _say(self, line: str) -> None:
+        self._last_line = time.monotonic()
+        print(line, flush=True)
+
+    def _print_status(self) -> None:
+        while not self._stop.wait(1.0):
+            if self._board is None or time.monotonic() - self._last_line < _SECONDS_BETWEEN_STATUS_LINES:
+                continue
+            hosts = read_board(self._board)
+            if hosts:
+                self._say("  " + "; ".join(host_line(host) for host in hosts))
+
+
+class LiveDisplay:
+    """One updating table of the actors' hosts and of the learner. An observer of the run."""
+
+    def __init__(self) -> None:
+        self._plan: RunPlan | None = None
+        self._board: ray.actor.ActorHandle | None = None
+        self._wait_only = (0, 0)
+        self._row: Mapping[str, Any] | None = None
+        self._hosts: list[HostProgress] = []
+        self._closing = False
+        self._live = Live(get_renderable=self._render, refresh_per_second=_REFRESH_PER_SECOND, console=Console())
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing = True
+        self._live.stop()
+
+    def on_start(self, run: RunPlan, board: ray.actor.ActorHandle) -> None:
+        """Takes up the run."""
+        self._plan, self._board = run, board
+
+    def on_wait_only(self, done: int, total: int) -> None:
+        """Takes up the count of wait-only hosts."""
+        self._wait_only = (done, total)
+
+    def on_iteration(self, row: Mapping[str, Any]) -> None:
+        """Takes up the iteration's row."""
+        self._row = row
+
+    def _render(self) -> Group | Text:
+        if self._plan is None or self._board is None:
+            return Text("starting Ray and the actors …")
+        if not self._closing:
+            self._hosts = read_board(self._board) or self._hosts
+        return Group(Text(plan_line(self._plan)), self._host_table(self._hosts), self._learner_table())
+
+    def _host_table(self, hosts: list[HostProgress]) -> Table:
+        table = Table("runner", "epoch", "stage", "val accuracy", "last decision", "episodes", title="hosts")
+        for host in hosts:
+            table.add_row(
+                str(host.runner),
+                f"{host.epoch}/{host.max_epochs}",
+                host.stage,
+                f"{host.val_accuracy:.1f} %",
+                host.last_decision,
+                str(host.episodes_done),
+            )
+        return table
+
+    def _learner_table(self) -> Table:
+        names = ("return", "kept val acc.", "fossilized", "entropy", "KL", "expl. variance", "episodes/s")
+        assert self._plan is not None
+        row = self._row
+        if row is None:
+            done, total = self._wait_only
+            title = "learner: waiting for the first iteration" if done == total else f"wait-only hosts: {done}/{total}"
+            return Table(*names, title=title)
+        title = f"learner: iteration {row['iteration']}/{self._plan.config.iterations}, {row['episodes']} episodes"
+        table = Table(*names, title=title)
+        learner = row["learner"]
+        table.add_row(
+            f"{row['return']:.2f}",
+            f"{row['kept_val_accuracy']:.1f} %",
+            f"{row['fossilized_share']:.0%}",
+            number(learner["entropy"], 3),
+            number(learner["kl"], 4),
+            number(learner["explained_variance"], 2),
+            f"{row['episodes_per_second']:.1f}",
+        )
+        return table
+
+
+def plan_line(run: RunPlan) -> str:
+    """Returns one line that says what runs."""
+    return (
+        f"{run.task.name}: {run.config.iterations} iterations of {run.episodes_per_iteration} episodes of "
+        f"{run.task.max_epochs} epochs, {run.placement.runners} runners on {run.placement.device_kind}, "
+        f"seed {run.config.seed}, writing to {run.out}"
+    )
+
+
+def host_line(host: HostProgress) -> str:
+    """Returns a host's progress in a few words."""
+    return (
+        f"runner {host.runner}: epoch {host.epoch}/{host.max_epochs}, {host.stage}, {host.val_accuracy:.1f} %, "
+        f"last {host.last_decision}, {host.episodes_done} episodes done"
+    )
+
+
+def read_board(board: ray.actor.ActorHandle) -> list[HostProgress]:
+    """Returns every actor's latest report; nothing if the board does not answer at once."""
+    ready, _ = ray.wait([answer := board.read.remote()], timeout=1.0)
+    if not ready:
+        return []
+    hosts: list[HostProgress] = ray.get(answer)
+    return hosts
+
+
+def number(value: float | None, digits: int) -> str:
+    """Returns a number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,120 @@
+"""Entry point of `esper-ray`: reads the flags, runs the command, turns errors into one line and exit code 2."""
+
+import io
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from typing import Annotated
+
+import tyro
+from pydantic import BaseModel, ConfigDict
+
+from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
+from esper_ray.orchestration.config import TrainConfig
+
+_USAGE_ERROR = 2
+
+
+class TasksConfig(BaseModel):
+    """List the tasks, or every setting of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Task to show in full."""
+
+
+_COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "tasks": TasksConfig}
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        return _dispatch(_parse(arguments))
+    except EpisodeFailedError as error:
+        print(f"esper-ray: {error}", file=sys.stderr)
+        return 1
+    except EsperError as error:
+        print(f"esper-ray: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except KeyboardInterrupt:
+        print("esper-ray: interrupted before the first iteration", file=sys.stderr)
+        return 130
+
+
+def _dispatch(config: BaseModel) -> int:
+    if isinstance(config, TrainConfig):
+        from esper_ray.cli.train import run_train
+
+        return run_train(config)
+    assert isinstance(config, TasksConfig)
+    from esper_ray.cli.tasks import show_tasks
+
+    return show_tasks(config.name)
+
+
+def _parse(arguments: Sequence[str]) -> BaseModel:
+    """Returns the command's configuration; `--help` prints and exits.
+
+    Raises:
+        EsperError: a flag or command is unknown (the nearest is named), or a value is not valid.
+    """
+    _require_known(arguments)
+    errors = io.StringIO()
+    train = Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
+    try:
+        with redirect_stderr(errors):
+            parsed: BaseModel = tyro.cli(
+                train | tasks,
+                prog="esper-ray",
+                description="Parallel episodes for networks that grow while they train.",
+                args=list(arguments),
+                config=(tyro.conf.FlagConversionOff, tyro.conf.FlagCreatePairsOff),
+            )
+            return parsed
+    except SystemExit as exit_request:
+        if not exit_request.code:
+            raise
+        raise EsperError(_one_line(errors.getvalue())) from None
+
+
+def _require_known(arguments: Sequence[str]) -> None:
+    """Refuses an unknown command or flag with the nearest known one, which tyro spreads over several lines."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return
+    command = arguments[0]
+    if command not in _COMMANDS:
+        raise EsperError(unknown_name("command", command, _COMMANDS))
+    known = {"--help", *_flags(_COMMANDS[command])}
+    for argument in arguments[1:]:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            raise EsperError(unknown_name("flag", flag, known))
+
+
+def _flags(model: type[BaseModel], prefix: str = "--") -> list[str]:
+    flags: list[str] = []
+    for name, field in model.model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        inner = field.annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        flags += _flags(inner, f"{flag}.") if nested else [flag]  # type: ignore[arg-type]
+    return flags
+
+
+def _one_line(box: str) -> str:
+    """Returns the first paragraph of tyro's boxed message as one line."""
+    lines = [re.sub(r"^│ ?|│$", "", line).strip() for line in box.splitlines() if line.startswith("│")]
+    paragraph: list[str] = []
+    for line in lines:
+        if line.startswith("───") or line.startswith("For further information"):
+            break
+        paragraph.append(line)
+    return re.sub(r"\s*\[type=.*", "", " ".join(part for part in paragraph if part))

@@ -1,0 +1,67 @@
+"""`esper-ray train`: runs the main job and says what came of it."""
+
+import signal
+import warnings
+from types import FrameType
+
+from esper_ray.cli.display import make_display
+from esper_ray.lifecycle import SeedStage
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.metrics import mean_with_error
+from esper_ray.orchestration.train import RunResult, train
+
+_INTERRUPTED = 130
+_JOURNEY = (*range(SeedStage.GERMINATED, SeedStage.CULLED + 1),)
+
+
+def run_train(config: TrainConfig) -> int:
+    """Trains, prints the summary, and returns the exit code."""
+    warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGTERM, _interrupt)
+    with make_display() as display:
+        result = train(config, display)
+    print("\n".join(summary(result)))
+    return _INTERRUPTED if result.interrupted else 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def summary(result: RunResult) -> list[str]:
+    """Returns the run in words and numbers, and the next command to type; a line each."""
+    plan = result.plan
+    epochs = len(result.trained) * plan.task.max_epochs
+    lines = [
+        "",
+        f"{'Interrupted' if result.interrupted else 'Done'}: {result.iterations} iterations, {len(result.trained)} "
+        f"episodes, {epochs:,} host epochs in {result.seconds / 60:.1f} minutes.",
+    ]
+    if result.trained:
+        lines.append(_comparison(result))
+        lines.append(_journeys(result))
+    if result.actors_lost:
+        lines.append(f"{result.actors_lost} actors were lost and replaced; their episodes were played again.")
+    lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
+    return lines
+
+
+def _comparison(result: RunResult) -> str:
+    learned, learned_error = mean_with_error(result.last)
+    line = (
+        f"Kept validation accuracy of the last {len(result.last)} episodes: {learned:.1f} % "
+        f"(standard error {learned_error:.1f})."
+    )
+    if not result.wait_only:
+        return line
+    waiting, waiting_error = mean_with_error(result.wait_only)
+    error = (learned_error**2 + waiting_error**2) ** 0.5
+    return (
+        f"{line} {len(result.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
+        f"Difference: {learned - waiting:+.1f} points, standard error {error:.1f}."
+    )
+
+
+def _journeys(result: RunResult) -> str:
+    reached = ", ".join(f"{SeedStage(s).name} {result.stage_counts.get(SeedStage(s).name, 0)}" for s in _JOURNEY)
+    return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {result.fossilized}."

@@ -1,0 +1,259 @@
+"""PPO over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from esper_ray.episode import EpisodeRecord, Policy
+from esper_ray.errors import EpisodeFailedError
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEpisode
+from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
+from esper_ray.orchestration.tickets import Ticket, assign
+from esper_ray.tasks import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+_MAX_LOSSES_PER_TICKET = 3
+_PROBE_SECONDS = 120.0
+"""Longest wait for a restarted actor: importing torch and Ray takes a while on a loaded machine."""
+
+
+def build_config(
+    task: TaskSpec,
+    ppo: PPOSettings,
+    placement: Placement,
+    *,
+    iterations: int,
+    episodes_per_iteration: int,
+    seed: int,
+    data_dir: str | None = None,
+    board: str | None = None,
+) -> PPOConfig:
+    """Returns the RLlib configuration of a run; batch and fragment sizes follow from the episodes.
+
+    Args:
+        iterations: over which the schedules of learning rate and entropy run.
+        data_dir: folder of the data set on the actors' machines.
+        board: name of the progress board actor.
+    """
+    steps = task.max_epochs * episodes_per_iteration
+    total_steps = max(1, iterations * steps)
+    return (
+        PPOConfig(algo_class=EpisodePPO)
+        .environment(
+            ActorEnv,
+            env_config={"task": task.model_dump(mode="json"), "data_dir": data_dir, "board": board},
+        )
+        .env_runners(
+            env_runner_cls=EpisodeRunner,
+            num_env_runners=placement.runners,
+            num_cpus_per_env_runner=placement.cpus_per_runner,
+            num_gpus_per_env_runner=placement.gpus_per_runner,
+            rollout_fragment_length=task.max_epochs,
+            batch_mode="truncate_episodes",
+            sample_timeout_s=None,
+            merge_env_runner_states=False,
+            broadcast_env_runner_states=False,
+        )
+        .learners(num_learners=0)
+        .training(
+            gamma=task.reward.discount,
+            lr=[[0, ppo.lr_start], [total_steps, ppo.lr_end]],
+            entropy_coeff=[[0, ppo.entropy_start], [total_steps, ppo.entropy_end]],
+            lambda_=ppo.gae_lambda,
+            clip_param=ppo.clip,
+            vf_clip_param=float("inf"),
+            vf_loss_coeff=ppo.value_weight,
+            use_kl_loss=True,
+            kl_coeff=0.0,
+            grad_clip=ppo.grad_clip,
+            grad_clip_by="global_norm",
+            num_epochs=ppo.update_epochs,
+            minibatch_size=min(ppo.minibatch_size, steps),
+            train_batch_size_per_learner=steps,
+        )
+        .rl_module(
+            rl_module_spec=RLModuleSpec(
+                module_class=MaskedPPOTorchRLModule,
+                model_config=DefaultModelConfig(
+                    fcnet_hiddens=list(ppo.hidden), fcnet_activation="tanh", vf_share_layers=False
+                ),
+            )
+        )
+        .fault_tolerance(
+            restart_failed_env_runners=True,
+            max_num_env_runner_restarts=_MAX_LOSSES_PER_TICKET * placement.runners,
+            delay_between_env_runner_restarts_s=0.0,
+            env_runner_health_probe_timeout_s=_PROBE_SECONDS,
+        )
+        .debugging(seed=seed, log_level="ERROR")
+    )
+
+
+class EpisodePPO(PPO):
+    """RLlib's PPO with a sampling step of its own.
+
+    Each iteration is a set of tickets, shared out evenly over the actors. An actor plays one ticket at a time; its
+    driver waits for as long as that takes. If the actor is lost, it is restarted with the present weights and plays
+    the same ticket again, so every iteration holds exactly its episodes.
+    """
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds actors and learner."""
+        super().setup(config)
+        self.records: list[tuple[Ticket, EpisodeRecord]] = []
+        self.actors_lost = 0
+
+    @property
+    def episodes_per_iteration(self) -> int:
+        """Episodes per learner update."""
+        return int(self.config.train_batch_size_per_learner // self.config.get_rollout_fragment_length())
+
+    def training_step(self) -> None:
+        """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
+        tickets = assign(self.episodes_per_iteration, self.config.num_env_runners, self.iteration, self.config.seed)
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket))
+            self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
+        self.records = _records(played)
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            results = self._update([episode.rollout for episode in played])
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(
+                from_worker_or_learner_group=self.learner_group,
+                policies=set(results[0]) - {ALL_MODULES},
+                inference_only=True,
+            )
+
+    def play_scripted(
+        self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[EpisodeRecord], None] | None = None
+    ) -> list[tuple[Ticket, EpisodeRecord]]:
+        """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket."""
+        policy_ref = ray.put(policy)
+
+        def seen(episode: PlayedEpisode) -> None:
+            if on_episode is not None and episode.record is not None:
+                on_episode(episode.record)
+
+        return _records(self._play(tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref), seen))
+
+    def _update(self, rollouts: Sequence[Any]) -> list[dict[str, Any]]:
+        lifetime_steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)
+        results: list[dict[str, Any]] = self.learner_group.update(
+            episodes=list(rollouts),
+            timesteps={
+                NUM_ENV_STEPS_SAMPLED_LIFETIME: lifetime_steps,
+                NUM_MODULE_STEPS_TRAINED_LIFETIME: trained_steps,
+            },
+            num_epochs=self.config.num_epochs,
+            minibatch_size=self.config.minibatch_size,
+            shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        return results
+
+    def _play(
+        self,
+        tickets: Iterable[Ticket],
+        start: Callable[[ActorHandle, Ticket], ray.ObjectRef],
+        on_episode: Callable[[PlayedEpisode], None] | None = None,
+    ) -> list[PlayedEpisode]:
+        """Has every ticket played by the actor that owes it, one at a time; returns the episodes sorted by ticket.
+
+        Raises:
+            EpisodeFailedError: an episode raised, or its actor was lost three times over it.
+        """
+        owed: dict[int, deque[Ticket]] = {}
+        for ticket in tickets:
+            owed.setdefault(ticket.runner, deque()).append(ticket)
+        playing: dict[ray.ObjectRef, Ticket] = {}
+        losses: dict[Ticket, int] = {}
+        played: list[PlayedEpisode] = []
+        while playing or any(owed.values()):
+            self._start_idle(owed, playing, start)
+            (done, *_), _ = ray.wait(list(playing), num_returns=1)
+            ticket = playing.pop(done)
+            try:
+                episode: PlayedEpisode = ray.get(done)
+            except RayError as error:
+                losses[ticket] = losses.get(ticket, 0) + 1
+                self._lose_actor(ticket, error, losses[ticket])
+                owed[ticket.runner].appendleft(ticket)
+                continue
+            if episode.failure is not None:
+                raise EpisodeFailedError(
+                    f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) raised:\n"
+                    f"{episode.failure}"
+                )
+            played.append(episode)
+            if on_episode is not None:
+                on_episode(episode)
+        return sorted(played, key=lambda episode: episode.ticket)
+
+    def _start_idle(
+        self,
+        owed: dict[int, deque[Ticket]],
+        playing: dict[ray.ObjectRef, Ticket],
+        start: Callable[[ActorHandle, Ticket], ray.ObjectRef],
+    ) -> None:
+        """Gives each idle actor its next ticket."""
+        manager = self.env_runner_group._worker_manager
+        busy = {ticket.runner for ticket in playing.values()}
+        for runner, queue in owed.items():
+            if queue and runner not in busy:
+                if not manager.is_actor_healthy(runner):
+                    self._bring_back(runner)
+                ticket = queue.popleft()
+                playing[start(manager.actors()[runner], ticket)] = ticket
+
+    def _lose_actor(self, ticket: Ticket, error: RayError, losses: int) -> None:
+        """Takes a lost actor out of service and counts the loss.
+
+        Raises:
+            EpisodeFailedError: it was lost too often over this ticket.
+        """
+        self.actors_lost += 1
+        logger.warning("runner %d was lost during episode %d: %s", ticket.runner, ticket.number, type(error).__name__)
+        if losses >= _MAX_LOSSES_PER_TICKET:
+            raise EpisodeFailedError(
+                f"runner {ticket.runner} was lost {losses} times over episode {ticket.number} "
+                f"(seed {ticket.episode_seed}): {error}"
+            )
+        self.env_runner_group._worker_manager.set_actor_state(ticket.runner, healthy=False)
+
+    def _bring_back(self, runner: int) -> None:
+        """Waits until Ray has restarted a lost actor, and gives it the present weights.
+
+        Raises:
+            EpisodeFailedError: it does not come back.
+        """
+        self.restore_env_runners(self.env_runner_group)
+        if not self.env_runner_group._worker_manager.is_actor_healthy(runner):
+            raise EpisodeFailedError(f"runner {runner} was lost and did not come back within {_PROBE_SECONDS:.0f} s")
+
+
+def _records(played: Iterable[PlayedEpisode]) -> list[tuple[Ticket, EpisodeRecord]]:
+    return [(episode.ticket, episode.record) for episode in played if episode.record is not None]

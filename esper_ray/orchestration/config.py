@@ -1,0 +1,88 @@
+"""What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from esper_ray.errors import ConfigurationError
+
+
+class PPOSettings(BaseModel):
+    """The learner. Schedules run over the whole training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr_start: float = Field(1e-3, gt=0)
+    """Learning rate of the first iteration."""
+    lr_end: float = Field(1e-4, gt=0)
+    """Learning rate that the schedule falls to, linearly."""
+    entropy_start: float = Field(0.03, ge=0)
+    """Entropy coefficient of the first iteration."""
+    entropy_end: float = Field(0.003, ge=0)
+    """Entropy coefficient that the schedule falls to, linearly."""
+    clip: float = Field(0.2, gt=0)
+    """Clip range of the probability ratio."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """λ of generalised advantage estimation."""
+    value_weight: float = Field(0.5, ge=0)
+    """Weight of the value loss."""
+    grad_clip: float = Field(0.5, gt=0)
+    """Largest global norm of a gradient."""
+    update_epochs: int = Field(8, ge=1)
+    """Passes over an iteration's steps."""
+    minibatch_size: int = Field(128, ge=1)
+    """Steps per minibatch."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the tanh layers; policy and value function have networks of their own."""
+
+
+class TrainConfig(BaseModel):
+    """Train a stage policy with PPO over parallel hosts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str = "digits"
+    """Name of the task; `esper-ray tasks` lists them."""
+    iterations: int = Field(30, ge=1)
+    """Learner updates, each on the episodes of one iteration."""
+    runners: int | None = Field(None, ge=1)
+    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""
+    episodes_per_iteration: int | None = Field(None, ge=1)
+    """Episodes played for each learner update, over all actors. Unset: the task's."""
+    max_epochs: int | None = Field(None, ge=1)
+    """Host epochs of one episode. Unset: the task's."""
+    seed: int = Field(0, ge=0)
+    """Base seed; the run follows from it, the configuration and the number of actors."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
+    out: Path | None = None
+    """Run folder. Unset: runs/TASK-DATE-TIME."""
+    overwrite: bool = False
+    """Replace a run that the folder already holds."""
+    data_dir: Path | None = None
+    """Folder of the data set, for tasks that need one."""
+    wait_only_episodes: int | None = Field(None, ge=0)
+    """Episodes that never grow a seed, played first for comparison. Unset: as many as an iteration has."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints; there is always one at the end."""
+    set: tuple[str, ...] = ()
+    """Task settings to change, as KEY=VALUE; `esper-ray tasks NAME` lists the keys."""
+    ppo: PPOSettings = PPOSettings()
+
+    def task_overrides(self) -> dict[str, Any]:
+        """Returns dotted task setting → value, from `set` and `max_epochs`.
+
+        Raises:
+            ConfigurationError: an entry of `set` is not KEY=VALUE.
+        """
+        overrides: dict[str, Any] = {}
+        for entry in self.set:
+            key, equals, value = entry.partition("=")
+            if not equals:
+                raise ConfigurationError(f"--set expects KEY=VALUE, got '{entry}'")
+            overrides[key.strip()] = yaml.safe_load(value)
+        if self.max_epochs is not None:
+            overrides["max_epochs"] = self.max_epochs
+        return overrides

@@ -1,0 +1,104 @@
+"""The actor: owns one host and its slot, and plays the episodes it is told to."""
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+
+from esper_ray.episode import EpisodeRecord, MorphogenesisEnv, Policy
+from esper_ray.episode.env import Observation
+from esper_ray.episode.rollout import play_episode
+from esper_ray.orchestration.placement import assigned_device
+from esper_ray.orchestration.progress import ProgressReporter
+from esper_ray.orchestration.tickets import Ticket
+from esper_ray.seeding import Stream, derive_seed
+from esper_ray.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    """What an actor returns for a ticket.
+
+    Attributes:
+        rollout: observations, actions, rewards for the learner; None for a scripted policy.
+        record: the episode's record; None if it failed.
+        metrics: RLlib's own metrics of the actor.
+        failure: the traceback if the episode raised.
+    """
+
+    ticket: Ticket
+    rollout: SingleAgentEpisode | None = None
+    record: EpisodeRecord | None = None
+    metrics: dict[str, Any] | None = None
+    failure: str | None = None
+
+
+class ActorEnv(MorphogenesisEnv):
+    """The environment inside an actor.
+
+    The device is the one that Ray assigned. The episode seed is the one of the actor's present ticket: the seed that
+    RLlib would pass depends on how often the actor was restarted. Before each decision torch's generator is seeded
+    from the episode seed, so that the action which RLlib samples next follows from it as well.
+
+    Args:
+        context: "task" (settings of a `TaskSpec`), "data_dir", "board" (name of the progress board, or None).
+    """
+
+    def __init__(self, context: EnvContext) -> None:
+        task = TaskSpec.model_validate(context["task"])
+        data_dir = Path(context["data_dir"]) if context["data_dir"] else None
+        super().__init__(task, assigned_device(), data_dir)
+        self.episode_seed = 0
+        self._reporter = ProgressReporter(context["board"], context.worker_index)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts a fresh host with the episode seed of the present ticket; `seed` is RLlib's and is not used."""
+        result = super().reset(seed=self.episode_seed, options=options)
+        self._seed_decision()
+        return result
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Steps, reports, and seeds the next decision."""
+        result = super().step(action)
+        info = result[4]
+        name = self.action_table.names[int(action)]
+        self._reporter.report(info["epoch"], self.task.max_epochs, info["stage"], info["val_accuracy"], name)
+        self._seed_decision()
+        return result
+
+    def _seed_decision(self) -> None:
+        torch.manual_seed(derive_seed(self.episode_seed, Stream.DECISION, self.run.epoch))
+
+
+class EpisodeRunner(SingleAgentEnvRunner):
+    """An EnvRunner that plays whole episodes, one ticket at a time. A failure is returned, never hidden."""
+
+    def play(self, ticket: Ticket) -> PlayedEpisode:
+        """Plays one episode with the present weights, sampling the actions."""
+        try:
+            self._host_env().episode_seed = ticket.episode_seed
+            (rollout,) = self.sample(num_episodes=1)
+            record = rollout.infos[-1].pop("episode")
+            return PlayedEpisode(ticket, rollout, record, self.get_metrics())
+        except Exception:
+            return PlayedEpisode(ticket, failure=traceback.format_exc())
+
+    def play_scripted(self, ticket: Ticket, policy: Policy) -> PlayedEpisode:
+        """Plays one episode with a policy that does not learn."""
+        try:
+            env = self._host_env()
+            env.episode_seed = ticket.episode_seed
+            return PlayedEpisode(ticket, record=play_episode(env, policy, ticket.episode_seed))
+        except Exception:
+            return PlayedEpisode(ticket, failure=traceback.format_exc())
+
+    def _host_env(self) -> ActorEnv:
+        return cast(ActorEnv, self.env.unwrapped.envs[0].unwrapped)

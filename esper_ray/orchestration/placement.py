@@ -1,0 +1,91 @@
+"""Where actors sit: what the cluster has, what fits, and which device an actor was given."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+import torch
+
+from esper_ray.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many actors run, and on what.
+
+    Attributes:
+        runners: number of actors.
+        cpus_per_runner: CPUs of each; torch uses as many threads.
+        gpus_per_runner: share of a GPU of each; 0 on the CPU.
+    """
+
+    runners: int
+    cpus_per_runner: int
+    gpus_per_runner: float
+
+    @property
+    def device_kind(self) -> str:
+        """ "cuda" or "cpu"."""
+        return "cuda" if self.gpus_per_runner > 0 else "cpu"
+
+
+def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cuda"]) -> Placement:
+    """Decides where the actors of a run go on the present cluster.
+
+    Args:
+        runners: actors asked for; None: as many as there are CPUs, at most one per episode.
+        episodes: episodes per iteration.
+        device: what the user asked for.
+
+    Raises:
+        PlacementError: they do not fit; the message says the largest number that does.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    use_gpu = _use_gpus(device, gpus)
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    runners = max(1, min(cpus, episodes)) if runners is None else runners
+    if runners > cpus:
+        raise PlacementError(
+            f"{runners} runners do not fit: each needs 1 CPU and the cluster has {cpus}; use --runners {cpus} at most"
+        )
+    if runners > episodes:
+        raise PlacementError(
+            f"{runners} runners share {episodes} episodes per iteration, so some would have none; "
+            f"use --runners {episodes} at most, or more --episodes-per-iteration"
+        )
+    return Placement(runners, 1, _gpu_share(runners, gpus) if use_gpu else 0.0)
+
+
+def _gpu_share(runners: int, gpus: int) -> float:
+    """Returns the largest share of a GPU, at most 1, at which every GPU serves a whole number of runners."""
+    runners_per_gpu = -(-runners // gpus)
+    return 1.0 / runners_per_gpu
+
+
+def _use_gpus(device: Literal["auto", "cpu", "cuda"], gpus: int) -> bool:
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return False
+    if gpus == 0:
+        raise PlacementError("--device cuda: the cluster has no GPU; use --device cpu or --device auto")
+    usable = ray.get(ray.remote(num_cpus=0, num_gpus=1)(torch.cuda.is_available).remote())
+    if not usable and device == "cuda":
+        raise PlacementError("--device cuda: the installed torch cannot use the cluster's GPU; install a CUDA build")
+    return bool(usable)
+
+
+def assigned_device() -> torch.device:
+    """Returns the device that Ray assigned to the present actor or task.
+
+    An actor without a GPU share may still see a GPU; only Ray's word counts.
+
+    Raises:
+        PlacementError: Ray assigned a GPU that torch cannot use.
+    """
+    gpu_ids = [str(gpu) for gpu in ray.get_gpu_ids()] if ray.is_initialized() else []
+    if not gpu_ids:
+        return torch.device("cpu")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    index = visible.split(",").index(gpu_ids[0]) if gpu_ids[0] in visible.split(",") else int(gpu_ids[0])
+    return torch.device("cuda", index)

@@ -1,0 +1,62 @@
+"""Where actors say how their hosts are doing, for whoever wants to watch."""
+
+import time
+from dataclasses import dataclass
+
+import ray
+
+_MIN_SECONDS_BETWEEN_REPORTS = 0.25
+
+
+@dataclass(frozen=True)
+class HostProgress:
+    """How one actor's host is doing. Accuracy in percent."""
+
+    runner: int
+    epoch: int
+    max_epochs: int
+    stage: str
+    val_accuracy: float
+    last_decision: str
+    episodes_done: int
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the latest report of every actor."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, HostProgress] = {}
+
+    def report(self, progress: HostProgress) -> None:
+        """Replaces the actor's last report."""
+        self._latest[progress.runner] = progress
+
+    def read(self) -> list[HostProgress]:
+        """Returns the latest report of every actor, by runner."""
+        return [self._latest[runner] for runner in sorted(self._latest)]
+
+
+class ProgressReporter:
+    """Sends an actor's reports to the board, a few times a second at most, and never waits for it.
+
+    Args:
+        board_name: name of the board actor; None: report nothing.
+        runner: index of this actor.
+    """
+
+    def __init__(self, board_name: str | None, runner: int) -> None:
+        self._board = ray.get_actor(board_name) if board_name else None
+        self.runner = runner
+        self.episodes_done = 0
+        self._last = 0.0
+
+    def report(self, epoch: int, max_epochs: int, stage: str, val_accuracy: float, decision: str) -> None:
+        """Reports the host's state after an epoch."""
+        self.episodes_done += epoch == max_epochs
+        now = time.monotonic()
+        if self._board is None or now - self._last < _MIN_SECONDS_BETWEEN_REPORTS:
+            return
+        self._last = now
+        progress = HostProgress(self.runner, epoch, max_epochs, stage, val_accuracy, decision, self.episodes_done)
+        self._board.report.remote(progress)

@@ -1,0 +1,43 @@
+"""The policy network: RLlib's default PPO module behind an action mask."""
+
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.utils.torch_utils import FLOAT_MIN
+from torch import Tensor
+
+
+class MaskedPPOTorchRLModule(DefaultPPOTorchRLModule):
+    """Gives an action that the mask forbids probability 0, in inference, exploration and training.
+
+    The networks see the "observations" part of {"observations", "action_mask"}. The batch is never changed: RLlib
+    shares it between the forward pass and the value function.
+    """
+
+    def __init__(self, *, observation_space: gym.spaces.Dict, **kwargs: Any) -> None:
+        super().__init__(observation_space=observation_space["observations"], **kwargs)
+        self.observation_space = observation_space
+
+    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return _masked(super()._forward(_inner(batch), **kwargs), batch)
+
+    def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return _masked(super()._forward_train(_inner(batch), **kwargs), batch)
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
+        """Returns the value of each step, (N,)."""
+        values: Tensor = super().compute_values(_inner(batch), embeddings)
+        return values
+
+
+def _inner(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns a shallow copy of the batch in which the observation is the "observations" part."""
+    return {**batch, Columns.OBS: batch[Columns.OBS]["observations"]}
+
+
+def _masked(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+    forbidden = batch[Columns.OBS]["action_mask"] == 0
+    outputs[Columns.ACTION_DIST_INPUTS] = outputs[Columns.ACTION_DIST_INPUTS].masked_fill(forbidden, FLOAT_MIN)
+    return outputs

@@ -1,0 +1,120 @@
+"""What a run leaves on disk: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from typing_extensions import Self
+
+from esper_ray.episode.record import json_safe
+from esper_ray.errors import RunFolderError
+
+_CONFIG = "config.json"
+_METRICS = "metrics.jsonl"
+_EPISODES = "episodes.jsonl"
+_CHECKPOINTS = "checkpoints"
+_EVENTS = "events.out.tfevents.*"
+
+
+def require_usable(path: Path, overwrite: bool) -> None:
+    """Checks, without writing anything, that a run can be put at `path`.
+
+    Raises:
+        RunFolderError: it is a file, holds a run or other things, or cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"--out {path} is not a folder; name another one")
+    if (path / _CONFIG).exists() and not overwrite:
+        raise RunFolderError(f"--out {path} already holds a run; name another folder, or replace it with --overwrite")
+    if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).exists():
+        raise RunFolderError(f"--out {path} holds other files; name a new or empty folder")
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFolderError(f"--out {path} cannot be written: no permission in {existing}; name another folder")
+
+
+class RunFolder:
+    """Writes one run. Use it as a context manager.
+
+    Args:
+        path: as checked by `require_usable`.
+        config: everything that the run follows from.
+
+    Raises:
+        RunFolderError: the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._remove_old_run()
+            (path / _CHECKPOINTS).mkdir()
+            (path / _CONFIG).write_text(json.dumps(json_safe(dict(config)), indent=2) + "\n")
+            self._metrics = (path / _METRICS).open("w")
+            self._episodes = (path / _EPISODES).open("w")
+        except OSError as error:
+            raise RunFolderError(f"--out {path} cannot be written: {error.strerror}; name another folder") from error
+        self._events = SummaryWriter(str(path))
+
+    def _remove_old_run(self) -> None:
+        for name in (_CONFIG, _METRICS, _EPISODES):
+            (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob(_EVENTS):
+            events.unlink()
+        shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
+
+    def add_episode(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to episodes.jsonl."""
+        self._episodes.write(json.dumps(row) + "\n")
+
+    def add_iteration(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to metrics.jsonl, and its numbers to the TensorBoard events."""
+        clean = json_safe(dict(row))
+        self._metrics.write(json.dumps(clean) + "\n")
+        self._metrics.flush()
+        self._episodes.flush()
+        for name, value in _flat(clean):
+            self._events.add_scalar(name, value, row["iteration"])
+        self._events.flush()
+
+    def save_checkpoint(self, iteration: int, save: Callable[[str], Any]) -> Path:
+        """Writes a checkpoint under a temporary name with `save(path)`, then renames it, so none is ever half there."""
+        final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
+        if final.exists():
+            return final
+        temporary = tempfile.mkdtemp(prefix=".writing-", dir=final.parent)
+        try:
+            save(str(Path(temporary).absolute()))
+            Path(temporary).rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return final
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._episodes.close()
+        self._events.close()
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Returns the numbers of a nested row as ("group/name", value)."""
+    numbers: list[tuple[str, float]] = []
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            numbers += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            numbers.append((f"{prefix}{name}", float(value)))
+    return numbers
