@@ -41,13 +41,14 @@ class EpisodeFailedError(EsperError, RuntimeError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for a name that is not among `known`, with the nearest one first.
+    """Returns the message for a name that is not among `known`: the nearest one, or all of them if none is near.
 
     >>> unknown_name("task", "digit", ["digits", "cifar10"])
-    "unknown task 'digit': did you mean 'digits'? (known: cifar10, digits)"
+    "unknown task 'digit': did you mean 'digits'?"
+    >>> unknown_name("task", "chess", ["digits", "cifar10"])
+    "unknown task 'chess': expected one of cifar10, digits"
     """
     names = sorted(known)
     nearest = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f": did you mean '{nearest[0]}'?" if nearest else ":"
-    listing = f"known: {', '.join(names)}"
-    return f"unknown {kind} '{name}'{hint} ({listing})" if nearest else f"unknown {kind} '{name}' ({listing})"
+    remedy = f"did you mean '{nearest[0]}'?" if nearest else f"expected one of {', '.join(names)}"
+    return f"unknown {kind} '{name}': {remedy}"

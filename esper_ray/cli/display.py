@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from esper_ray.orchestration.progress import HostProgress
+from esper_ray.orchestration.progress import BoardReader, HostProgress
 from esper_ray.orchestration.train import RunPlan
 
 _REFRESH_PER_SECOND = 4
@@ -30,7 +29,7 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._plan: RunPlan | None = None
-        self._board: ray.actor.ActorHandle | None = None
+        self._board: BoardReader | None = None
         self._last_line = time.monotonic()
         self._stop = threading.Event()
         self._status = threading.Thread(target=self._print_status, daemon=True)
@@ -43,7 +42,7 @@ class PlainDisplay:
         self._stop.set()
         self._status.join()
 
-    def on_start(self, run: RunPlan, board: ray.actor.ActorHandle) -> None:
+    def on_start(self, run: RunPlan, board: BoardReader) -> None:
         """Says what is going to run."""
         self._plan, self._board = run, board
         self._say(plan_line(run))
@@ -73,7 +72,7 @@ class PlainDisplay:
         while not self._stop.wait(1.0):
             if self._board is None or time.monotonic() - self._last_line < _SECONDS_BETWEEN_STATUS_LINES:
                 continue
-            hosts = read_board(self._board)
+            hosts = self._board.read()
             if hosts:
                 self._say("  " + "; ".join(host_line(host) for host in hosts))
 
@@ -83,11 +82,9 @@ class LiveDisplay:
 
     def __init__(self) -> None:
         self._plan: RunPlan | None = None
-        self._board: ray.actor.ActorHandle | None = None
+        self._board: BoardReader | None = None
         self._wait_only = (0, 0)
         self._row: Mapping[str, Any] | None = None
-        self._hosts: list[HostProgress] = []
-        self._closing = False
         self._live = Live(get_renderable=self._render, refresh_per_second=_REFRESH_PER_SECOND, console=Console())
 
     def __enter__(self) -> Self:
@@ -95,10 +92,9 @@ class LiveDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing = True
         self._live.stop()
 
-    def on_start(self, run: RunPlan, board: ray.actor.ActorHandle) -> None:
+    def on_start(self, run: RunPlan, board: BoardReader) -> None:
         """Takes up the run."""
         self._plan, self._board = run, board
 
@@ -113,9 +109,7 @@ class LiveDisplay:
     def _render(self) -> Group | Text:
         if self._plan is None or self._board is None:
             return Text("starting Ray and the actors …")
-        if not self._closing:
-            self._hosts = read_board(self._board) or self._hosts
-        return Group(Text(plan_line(self._plan)), self._host_table(self._hosts), self._learner_table())
+        return Group(Text(plan_line(self._plan)), self._host_table(self._board.read()), self._learner_table())
 
     def _host_table(self, hosts: list[HostProgress]) -> Table:
         table = Table("runner", "epoch", "stage", "val accuracy", "last decision", "episodes", title="hosts")
@@ -168,15 +162,6 @@ def host_line(host: HostProgress) -> str:
         f"runner {host.runner}: epoch {host.epoch}/{host.max_epochs}, {host.stage}, {host.val_accuracy:.1f} %, "
         f"last {host.last_decision}, {host.episodes_done} episodes done"
     )
-
-
-def read_board(board: ray.actor.ActorHandle) -> list[HostProgress]:
-    """Returns every actor's latest report; nothing if the board does not answer at once."""
-    ready, _ = ray.wait([answer := board.read.remote()], timeout=1.0)
-    if not ready:
-        return []
-    hosts: list[HostProgress] = ray.get(answer)
-    return hosts
 
 
 def number(value: float | None, digits: int) -> str:

@@ -1,6 +1,7 @@
 """Entry point of `esper-ray`: reads the flags, runs the command, turns errors into one line and exit code 2."""
 
 import io
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -110,11 +111,16 @@ def _flags(model: type[BaseModel], prefix: str = "--") -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """Returns the first paragraph of tyro's boxed message as one line."""
+    """Returns what tyro's boxed message says in one line, naming the flag, what was expected and what was given."""
     lines = [re.sub(r"^│ ?|│$", "", line).strip() for line in box.splitlines() if line.startswith("│")]
-    paragraph: list[str] = []
-    for line in lines:
-        if line.startswith("───") or line.startswith("For further information"):
-            break
-        paragraph.append(line)
-    return re.sub(r"\s*\[type=.*", "", " ".join(part for part in paragraph if part))
+    text = " ".join(itertools.takewhile(lambda line: not line.startswith("───"), lines))
+    constraint = re.search(
+        r"Error parsing (?P<model>\S+): .*? validation errors? for \w+ (?P<name>[\w.]+) "
+        r"(?P<expected>.*?) \[type=\w+, input_value=(?P<given>.*?), input_type=",
+        text,
+    )
+    if constraint is None:
+        return text.partition(" Got errors:")[0]
+    _, _, group = constraint["model"].partition(".")
+    flag = ".".join(filter(None, (group, constraint["name"]))).replace("_", "-")
+    return f"--{flag}: {constraint['expected'].lower()}, got {constraint['given']}"

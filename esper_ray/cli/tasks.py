@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from esper_ray.data import SOURCES
+from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import DatasetError
 from esper_ray.models import list_blueprints
@@ -43,7 +43,7 @@ def _print_task(console: Console, task: TaskSpec) -> None:
     console.print(
         f"host: {_host(task)}; injection points {model.host.injection_points}, slot {model.slot_id}", markup=False
     )
-    console.print(f"data: {SOURCES[task.data.source].description} ({_data(task)})", markup=False)
+    console.print(f"data: {task.data.source} ({_data(task)})", markup=False)
     console.print(f"actions: {', '.join(ActionTable.of(model).names)}", markup=False)
     seeds = Table("blueprint", "parameters", title=f"seeds at width {slot.width}")
     for blueprint in list_blueprints(slot.topology, slot.width):
@@ -62,7 +62,11 @@ def _host(task: TaskSpec) -> str:
 
 def _data(task: TaskSpec) -> str:
     try:
-        SOURCES[task.data.source].find(None)
+        source = get_source(task.data.source)
     except DatasetError:
-        return "not on this machine"
-    return "present"
+        return "cannot be read by this version"
+    try:
+        source.find(None)
+    except DatasetError:
+        return f"{source.description}: not on this machine"
+    return f"{source.description}: present"

@@ -2,6 +2,6 @@
 
 from esper_ray.data.batches import BatchLoader
 from esper_ray.data.cache import PreparedData, prepare
-from esper_ray.data.sources import SOURCES, DataSource
+from esper_ray.data.sources import SOURCES, DataSource, get_source
 
-__all__ = ["SOURCES", "BatchLoader", "DataSource", "PreparedData", "prepare"]
+__all__ = ["SOURCES", "BatchLoader", "DataSource", "PreparedData", "get_source", "prepare"]

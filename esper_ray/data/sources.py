@@ -135,3 +135,14 @@ SOURCES: dict[str, DataSource] = {
         ),
     )
 }
+
+
+def get_source(name: str) -> DataSource:
+    """Returns a data source by name.
+
+    Raises:
+        DatasetError: this version cannot read it.
+    """
+    if name not in SOURCES:
+        raise DatasetError(f"this version cannot read the data source '{name}'; it reads {', '.join(SOURCES)}")
+    return SOURCES[name]

@@ -1,6 +1,7 @@
 """PPO over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
 
 import logging
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -119,6 +120,15 @@ class EpisodePPO(PPO):
     driver waits for as long as that takes. If the actor is lost, it is restarted with the present weights and plays
     the same ticket again, so every iteration holds exactly its episodes.
     """
+
+    def _setup_logdir(self) -> None:
+        """Keeps the scratch folder that every Trainable makes in Ray's session folder, not in the user's home."""
+        if self._storage:
+            super()._setup_logdir()
+        else:
+            self._logdir = tempfile.mkdtemp(
+                prefix="ppo-", dir=ray._private.worker.global_worker.node.get_session_dir_path()
+            )
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds actors and learner."""

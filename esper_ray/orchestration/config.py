@@ -45,7 +45,7 @@ class TrainConfig(BaseModel):
 
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
-    iterations: int = Field(30, ge=1)
+    iterations: int = Field(20, ge=1)
     """Learner updates, each on the episodes of one iteration."""
     runners: int | None = Field(None, ge=1)
     """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""
@@ -75,14 +75,17 @@ class TrainConfig(BaseModel):
         """Returns dotted task setting → value, from `set` and `max_epochs`.
 
         Raises:
-            ConfigurationError: an entry of `set` is not KEY=VALUE.
+            ConfigurationError: an entry of `set` is not KEY=VALUE, or VALUE cannot be read.
         """
         overrides: dict[str, Any] = {}
         for entry in self.set:
             key, equals, value = entry.partition("=")
             if not equals:
                 raise ConfigurationError(f"--set expects KEY=VALUE, got '{entry}'")
-            overrides[key.strip()] = yaml.safe_load(value)
+            try:
+                overrides[key.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigurationError(f"--set {key.strip()}: '{value}' is not a value; quote it") from None
         if self.max_epochs is not None:
             overrides["max_epochs"] = self.max_epochs
         return overrides

@@ -1,11 +1,13 @@
 """Where actors say how their hosts are doing, for whoever wants to watch."""
 
+import threading
 import time
 from dataclasses import dataclass
 
 import ray
 
 _MIN_SECONDS_BETWEEN_REPORTS = 0.25
+_READ_TIMEOUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,33 @@ class ProgressBoard:
     def read(self) -> list[HostProgress]:
         """Returns the latest report of every actor, by runner."""
         return [self._latest[runner] for runner in sorted(self._latest)]
+
+
+class BoardReader:
+    """Reads the board for a display, from any thread, for as long as the run lasts.
+
+    A call to an actor after Ray's end would start another Ray, so `close` waits for a read in progress and makes
+    later ones answer with what was last read.
+    """
+
+    def __init__(self, board: ray.actor.ActorHandle) -> None:
+        self._board = board
+        self._open = True
+        self._lock = threading.Lock()
+        self._last: list[HostProgress] = []
+
+    def read(self) -> list[HostProgress]:
+        """Returns the latest report of every actor, by runner; the ones before if the board does not answer at once."""
+        with self._lock:
+            if self._open:
+                ready, _ = ray.wait([answer := self._board.read.remote()], timeout=_READ_TIMEOUT_SECONDS)
+                self._last = ray.get(answer) if ready else self._last
+            return self._last
+
+    def close(self) -> None:
+        """Ends reading."""
+        with self._lock:
+            self._open = False
 
 
 class ProgressReporter:

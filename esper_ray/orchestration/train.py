@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 import torch
 from ray.exceptions import RayError
 
@@ -25,7 +24,7 @@ from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.placement import Placement, place
-from esper_ray.orchestration.progress import ProgressBoard
+from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import RunFolder, require_usable
 from esper_ray.orchestration.tickets import Ticket, assign
 from esper_ray.policies import WaitPolicy
@@ -39,7 +38,7 @@ _LAST_SHARE = 0.2
 class RunObserver(Protocol):
     """Watches a run; the command line's live table is one."""
 
-    def on_start(self, run: "RunPlan", board: ray.actor.ActorHandle) -> None:
+    def on_start(self, run: "RunPlan", board: BoardReader) -> None:
         """The actors are up. `board` knows how their hosts are doing."""
 
     def on_wait_only(self, done: int, total: int) -> None:
@@ -118,6 +117,7 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     """
     task = get_task_spec(config.task, config.task_overrides())
     task.require_reachable_probation()
+    names = ActionTable.of(create_model(task)).names
     load_task_data(task, "cpu", config.data_dir)
     out = config.out or Path("runs") / f"{task.name}-{datetime.now():%Y%m%d-%H%M%S}"
     require_usable(out, config.overwrite)
@@ -125,7 +125,6 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     wait_only = episodes if config.wait_only_episodes is None else config.wait_only_episodes
     with local_ray():
         placement = place(config.runners, episodes, config.device)
-        names = ActionTable.of(create_model(task)).names
         plan = RunPlan(config, task, placement, episodes, wait_only, names, out)
         return _run(plan, observer)
 
@@ -134,7 +133,7 @@ def _run(plan: RunPlan, observer: RunObserver) -> RunResult:
     started = time.monotonic()
     result = RunResult(plan)
     board_name = f"esper-board-{uuid.uuid4().hex}"
-    board = ProgressBoard.options(name=board_name).remote()  # type: ignore[attr-defined]
+    board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
     with RunFolder(plan.out, plan.as_dict()) as folder, _algorithm(plan, board_name) as algorithm:
         observer.on_start(plan, board)
         try:
@@ -143,6 +142,7 @@ def _run(plan: RunPlan, observer: RunObserver) -> RunResult:
         except KeyboardInterrupt:
             result.interrupted = True
         finally:
+            board.close()
             result.iterations = algorithm.iteration
             result.actors_lost = algorithm.actors_lost
             result.checkpoint = folder.save_checkpoint(algorithm.iteration, algorithm.save_to_path)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from esper_ray.data import SOURCES, BatchLoader, prepare
-from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.data import BatchLoader, get_source, prepare
+from esper_ray.errors import ConfigurationError
 from esper_ray.models import CNNHost, MorphogeneticModel
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.spec import TaskSpec
@@ -21,6 +21,13 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
         ConfigurationError: the task is unknown, or the host has no such injection point.
     """
     spec = get_task_spec(task) if isinstance(task, str) else task
+    smallest = 2**spec.host.blocks
+    if min(spec.input_shape[1:]) < smallest:
+        height, width = spec.input_shape[1:]
+        raise ConfigurationError(
+            f"host.blocks={spec.host.blocks} halves the image {spec.host.blocks} times and needs at least "
+            f"{smallest}×{smallest}; {spec.name} has {height}×{width}: use fewer blocks"
+        )
     host = CNNHost(spec.input_shape[0], spec.classes, spec.host.base_channels, spec.host.blocks)
     lifecycle = spec.lifecycle.resolved(spec.max_epochs)
     return MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last).to(device)
@@ -28,20 +35,10 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
 
 @dataclass(frozen=True)
 class TaskData:
-    """The loaders of a task on one device.
-
-    The test split is opened on demand: it is for a final report only.
-    """
+    """What an episode sees of a data set, on one device. The test split is not part of it, see `load_test_data`."""
 
     train: BatchLoader
     validation: BatchLoader
-    folder: Path
-    _test: tuple[TaskSpec, str, Path | None]
-
-    def test(self) -> BatchLoader:
-        """Returns the loader of the test split."""
-        task, device, data_dir = self._test
-        return _loader(task, "test", device, data_dir)
 
 
 def load_task_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir: Path | None = None) -> TaskData:
@@ -50,25 +47,20 @@ def load_task_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir:
     Raises:
         DatasetError: the data set is missing, truncated or altered; the message says where it looked.
     """
-    prepared = prepare(_source(task), data_dir)
+    prepared = prepare(get_source(task.data.source), data_dir)
+    train = prepared.split("train", task.data.train_samples)
+    validation = prepared.split("validation", task.data.validation_samples)
     return TaskData(
-        train=_loader(task, "train", device, data_dir),
-        validation=_loader(task, "validation", device, data_dir),
-        folder=prepared.folder,
-        _test=(task, str(device), data_dir),
+        BatchLoader(*train, task.data.batch_size, device, prepared.mean, prepared.std, shuffle=True),
+        BatchLoader(*validation, _EVALUATION_BATCH, device, prepared.mean, prepared.std),
     )
 
 
-def _source(task: TaskSpec):  # type: ignore[no-untyped-def]
-    if task.data.source not in SOURCES:
-        raise ConfigurationError(unknown_name("data source", task.data.source, SOURCES))
-    return SOURCES[task.data.source]
+def load_test_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir: Path | None = None) -> BatchLoader:
+    """Opens the test split, which is for a final report only: no signal, gate or reward may depend on it.
 
-
-def _loader(task: TaskSpec, split: str, device: str | torch.device, data_dir: Path | None) -> BatchLoader:
-    prepared = prepare(_source(task), data_dir)
-    limits = {"train": task.data.train_samples, "validation": task.data.validation_samples, "test": None}
-    inputs, targets = prepared.split(split, limits[split])
-    is_train = split == "train"
-    batch_size = task.data.batch_size if is_train else _EVALUATION_BATCH
-    return BatchLoader(inputs, targets, batch_size, device, prepared.mean, prepared.std, shuffle=is_train)
+    Raises:
+        DatasetError: as `load_task_data`.
+    """
+    prepared = prepare(get_source(task.data.source), data_dir)
+    return BatchLoader(*prepared.split("test"), _EVALUATION_BATCH, device, prepared.mean, prepared.std)

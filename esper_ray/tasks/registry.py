@@ -1,9 +1,10 @@
 """The named tasks."""
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.lifecycle import LifecycleSettings
@@ -12,6 +13,9 @@ from esper_ray.tasks.spec import TaskSpec
 from esper_ray.training import OptimizerSettings
 
 _TASKS: dict[str, TaskSpec] = {}
+
+_IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes", "data.source"})
+"""What makes a task this task; no override changes it."""
 
 
 def register_task(task: TaskSpec) -> TaskSpec:
@@ -40,7 +44,10 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     if name not in _TASKS:
         raise ConfigurationError(unknown_name("task", name, _TASKS))
     values = _TASKS[name].model_dump()
+    known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in (overrides or {}).items():
+        if key not in known:
+            raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
     try:
         return TaskSpec.model_validate(values)
@@ -51,36 +58,19 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
 
 
 def task_settings(task: TaskSpec) -> dict[str, Any]:
-    """Returns every setting of a task by its dotted key, in reading order."""
-    flat: dict[str, Any] = {}
+    """Returns every setting of a task that an override can change, by its dotted key, in reading order."""
+    values = task.model_dump()
+    return {key: _look_up(values, key) for key in _dotted_keys(values) if key not in _IDENTITY}
 
-    def collect(model: BaseModel, prefix: str) -> None:
-        for field in type(model).model_fields:
-            value = getattr(model, field)
-            if isinstance(value, BaseModel):
-                collect(value, f"{prefix}{field}.")
-            else:
-                flat[f"{prefix}{field}"] = value
 
-    collect(task, "")
-    return flat
+def _look_up(values: dict[str, Any], dotted: str) -> Any:
+    return reduce(lambda section, part: section[part], dotted.split("."), values)
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *path, last = dotted.split(".")
-    section = values
-    for part in path:
-        inner = section.get(part)
-        if not isinstance(inner, dict):
-            raise ConfigurationError(_unknown_key(dotted, values))
-        section = inner
-    if last not in section or isinstance(section[last], dict):
-        raise ConfigurationError(_unknown_key(dotted, values))
+    path, _, last = dotted.rpartition(".")
+    section = _look_up(values, path) if path else values
     section[last] = value
-
-
-def _unknown_key(dotted: str, values: dict[str, Any]) -> str:
-    return unknown_name("task setting", dotted, _dotted_keys(values))
 
 
 def _dotted_keys(values: dict[str, Any], prefix: str = "") -> list[str]:
