@@ -11,7 +11,7 @@ from esper_ray.orchestration.metrics import mean_with_error
 from esper_ray.orchestration.train import RunResult, train
 
 _INTERRUPTED = 130
-_JOURNEY = (*range(SeedStage.GERMINATED, SeedStage.CULLED + 1),)
+_JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
 def run_train(config: TrainConfig) -> int:
@@ -34,8 +34,8 @@ def summary(result: RunResult) -> list[str]:
     epochs = len(result.trained) * plan.task.max_epochs
     lines = [
         "",
-        f"{'Interrupted' if result.interrupted else 'Done'}: {result.iterations} iterations, {len(result.trained)} "
-        f"episodes, {epochs:,} host epochs in {result.seconds / 60:.1f} minutes.",
+        f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.config.iterations} "
+        f"iterations: {len(result.trained)} episodes, {epochs:,} host epochs, {result.seconds / 60:.1f} minutes.",
     ]
     if result.trained:
         lines.append(_comparison(result))
@@ -52,16 +52,16 @@ def _comparison(result: RunResult) -> str:
         f"Kept validation accuracy of the last {len(result.last)} episodes: {learned:.1f} % "
         f"(standard error {learned_error:.1f})."
     )
-    if not result.wait_only:
+    if result.difference is None:
         return line
     waiting, waiting_error = mean_with_error(result.wait_only)
-    error = (learned_error**2 + waiting_error**2) ** 0.5
+    difference, error = result.difference
     return (
         f"{line} {len(result.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
-        f"Difference: {learned - waiting:+.1f} points, standard error {error:.1f}."
+        f"Difference: {difference:+.1f} points, standard error {error:.1f}."
     )
 
 
 def _journeys(result: RunResult) -> str:
-    reached = ", ".join(f"{SeedStage(s).name} {result.stage_counts.get(SeedStage(s).name, 0)}" for s in _JOURNEY)
+    reached = ", ".join(f"{stage.name} {result.stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
     return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {result.fossilized}."

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -37,8 +38,9 @@ from esper_ray.tasks import TaskSpec
 logger = logging.getLogger(__name__)
 
 _MAX_LOSSES_PER_TICKET = 3
-_PROBE_SECONDS = 120.0
+_RESTART_SECONDS = 120.0
 """Longest wait for a restarted actor: importing torch and Ray takes a while on a loaded machine."""
+_SECONDS_BETWEEN_PROBES = 0.5
 
 
 def build_config(
@@ -52,7 +54,7 @@ def build_config(
     data_dir: str | None = None,
     board: str | None = None,
 ) -> PPOConfig:
-    """Returns the RLlib configuration of a run; batch and fragment sizes follow from the episodes.
+    """Returns the RLlib configuration of a run. The batch size follows from the episodes; fragments are whole episodes.
 
     Args:
         iterations: over which the schedules of learning rate and entropy run.
@@ -72,8 +74,6 @@ def build_config(
             num_env_runners=placement.runners,
             num_cpus_per_env_runner=placement.cpus_per_runner,
             num_gpus_per_env_runner=placement.gpus_per_runner,
-            rollout_fragment_length=task.max_epochs,
-            batch_mode="truncate_episodes",
             sample_timeout_s=None,
             merge_env_runner_states=False,
             broadcast_env_runner_states=False,
@@ -107,7 +107,7 @@ def build_config(
             restart_failed_env_runners=True,
             max_num_env_runner_restarts=_MAX_LOSSES_PER_TICKET * placement.runners,
             delay_between_env_runner_restarts_s=0.0,
-            env_runner_health_probe_timeout_s=_PROBE_SECONDS,
+            env_runner_health_probe_timeout_s=_RESTART_SECONDS,
         )
         .debugging(seed=seed, log_level="ERROR")
     )
@@ -139,7 +139,7 @@ class EpisodePPO(PPO):
     @property
     def episodes_per_iteration(self) -> int:
         """Episodes per learner update."""
-        return int(self.config.train_batch_size_per_learner // self.config.get_rollout_fragment_length())
+        return int(self.config.train_batch_size_per_learner // self.config.env_config["task"]["max_epochs"])
 
     def training_step(self) -> None:
         """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
@@ -170,7 +170,8 @@ class EpisodePPO(PPO):
         return _records(self._play(tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref), seen))
 
     def _update(self, rollouts: Sequence[Any]) -> list[dict[str, Any]]:
-        lifetime_steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
+        # The schedules follow the episodes that count. RLlib's own tally is off once an actor was replaced.
+        lifetime_steps = (self.iteration + 1) * self.config.train_batch_size_per_learner
         trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)
         results: list[dict[str, Any]] = self.learner_group.update(
             episodes=list(rollouts),
@@ -260,9 +261,13 @@ class EpisodePPO(PPO):
         Raises:
             EpisodeFailedError: it does not come back.
         """
-        self.restore_env_runners(self.env_runner_group)
-        if not self.env_runner_group._worker_manager.is_actor_healthy(runner):
-            raise EpisodeFailedError(f"runner {runner} was lost and did not come back within {_PROBE_SECONDS:.0f} s")
+        manager = self.env_runner_group._worker_manager
+        give_up = time.monotonic() + _RESTART_SECONDS
+        while not manager.is_actor_healthy(runner):
+            if time.monotonic() > give_up:
+                raise EpisodeFailedError(f"runner {runner} was lost and did not come back in {_RESTART_SECONDS:.0f} s")
+            time.sleep(_SECONDS_BETWEEN_PROBES)
+            self.restore_env_runners(self.env_runner_group)
 
 
 def _records(played: Iterable[PlayedEpisode]) -> list[tuple[Ticket, EpisodeRecord]]:

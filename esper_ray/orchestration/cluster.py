@@ -30,7 +30,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None) -> Itera
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     session = tempfile.mkdtemp(prefix="esper-")
     try:
         with _without_stderr():

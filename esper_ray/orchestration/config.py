@@ -45,7 +45,7 @@ class TrainConfig(BaseModel):
 
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
-    iterations: int = Field(20, ge=1)
+    iterations: int = Field(16, ge=1)
     """Learner updates, each on the episodes of one iteration."""
     runners: int | None = Field(None, ge=1)
     """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""

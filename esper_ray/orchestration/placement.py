@@ -1,6 +1,8 @@
 """Where actors sit: what the cluster has, what fits, and which device an actor was given."""
 
+import itertools
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,26 +44,31 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
         PlacementError: they do not fit; the message says the largest number that does.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    use_gpu = _use_gpus(device, gpus)
+    use_gpu = _use_gpus(device, int(sum(node.get("GPU", 0) for node in nodes)))
+    if use_gpu:
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     runners = max(1, min(cpus, episodes)) if runners is None else runners
     if runners > cpus:
+        where = "on its nodes with GPUs" if use_gpu else "in all"
         raise PlacementError(
-            f"{runners} runners do not fit: each needs 1 CPU and the cluster has {cpus}; use --runners {cpus} at most"
+            f"{runners} runners do not fit: each needs 1 CPU and the cluster has {cpus} {where}; "
+            f"use --runners {cpus} at most"
         )
     if runners > episodes:
         raise PlacementError(
             f"{runners} runners share {episodes} episodes per iteration, so some would have none; "
             f"use --runners {episodes} at most, or more --episodes-per-iteration"
         )
-    return Placement(runners, 1, _gpu_share(runners, gpus) if use_gpu else 0.0)
+    return Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
 
 
-def _gpu_share(runners: int, gpus: int) -> float:
-    """Returns the largest share of a GPU, at most 1, at which every GPU serves a whole number of runners."""
-    runners_per_gpu = -(-runners // gpus)
-    return 1.0 / runners_per_gpu
+def _gpu_share(runners: int, nodes: Sequence[Mapping[str, float]]) -> float:
+    """Returns the largest share of a GPU, 1 ÷ a whole number, at which the nodes' GPUs and CPUs hold all runners."""
+    for runners_per_gpu in itertools.count(1):
+        if runners <= sum(min(int(node["CPU"]), int(node["GPU"]) * runners_per_gpu) for node in nodes):
+            return 1.0 / runners_per_gpu
+    raise AssertionError("there are enough CPUs, so some share fits")
 
 
 def _use_gpus(device: Literal["auto", "cpu", "cuda"], gpus: int) -> bool:

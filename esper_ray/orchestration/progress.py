@@ -70,12 +70,13 @@ class ProgressReporter:
     """Sends an actor's reports to the board, a few times a second at most, and never waits for it.
 
     Args:
-        board_name: name of the board actor; None: report nothing.
+        board_name: name of the board actor; None: report nothing. Nor is anything reported if the board is gone: a
+            checkpoint names the board of a run that is over.
         runner: index of this actor.
     """
 
     def __init__(self, board_name: str | None, runner: int) -> None:
-        self._board = ray.get_actor(board_name) if board_name else None
+        self._board = _find_board(board_name)
         self.runner = runner
         self.episodes_done = 0
         self._last = 0.0
@@ -89,3 +90,10 @@ class ProgressReporter:
         self._last = now
         progress = HostProgress(self.runner, epoch, max_epochs, stage, val_accuracy, decision, self.episodes_done)
         self._board.report.remote(progress)
+
+
+def _find_board(name: str | None) -> ray.actor.ActorHandle | None:
+    try:
+        return ray.get_actor(name) if name else None
+    except ValueError:
+        return None

@@ -18,6 +18,7 @@ from esper_ray.errors import RunFolderError
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
 _EPISODES = "episodes.jsonl"
+_SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
 _EVENTS = "events.out.tfevents.*"
 
@@ -64,7 +65,7 @@ class RunFolder:
         self._events = SummaryWriter(str(path))
 
     def _remove_old_run(self) -> None:
-        for name in (_CONFIG, _METRICS, _EPISODES):
+        for name in (_CONFIG, _METRICS, _EPISODES, _SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
@@ -83,6 +84,10 @@ class RunFolder:
         for name, value in _flat(clean):
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json."""
+        (self.path / _SUMMARY).write_text(json.dumps(json_safe(dict(summary)), indent=2) + "\n")
 
     def save_checkpoint(self, iteration: int, save: Callable[[str], Any]) -> Path:
         """Writes a checkpoint under a temporary name with `save(path)`, then renames it, so none is ever half there."""

@@ -22,7 +22,7 @@ from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.metrics import episode_metrics, learner_metrics
+from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import RunFolder, require_usable
@@ -107,6 +107,31 @@ class RunResult:
         """Of the last fifth of the training episodes."""
         return self.trained[-max(1, round(_LAST_SHARE * len(self.trained))) :] if self.trained else []
 
+    @property
+    def difference(self) -> tuple[float, float] | None:
+        """Mean of the last fifth − mean of the wait-only hosts, points, and its standard error; None without both."""
+        if not self.trained or not self.wait_only:
+            return None
+        learned, learned_error = mean_with_error(self.last)
+        waiting, waiting_error = mean_with_error(self.wait_only)
+        return learned - waiting, (learned_error**2 + waiting_error**2) ** 0.5
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what summary.json holds."""
+        return {
+            "iterations": self.iterations,
+            "episodes": len(self.trained),
+            "kept_val_accuracy_of_last_fifth": mean_with_error(self.last) if self.trained else None,
+            "kept_val_accuracy_of_wait_only": mean_with_error(self.wait_only) if self.wait_only else None,
+            "difference": self.difference,
+            "wait_only": self.wait_only,
+            "episodes_reaching": self.stage_counts,
+            "fossilized": self.fossilized,
+            "actors_lost": self.actors_lost,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+        }
+
 
 def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     """Runs the main job and returns what it came to. Ctrl-C ends it early, with a checkpoint.
@@ -147,6 +172,7 @@ def _run(plan: RunPlan, observer: RunObserver) -> RunResult:
             result.actors_lost = algorithm.actors_lost
             result.checkpoint = folder.save_checkpoint(algorithm.iteration, algorithm.save_to_path)
             result.seconds = time.monotonic() - started
+            folder.write_summary(result.as_dict())
     return result
 
 

@@ -1,0 +1,43 @@
+"""Environments that misbehave inside their actors."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.env.env_context import EnvContext
+
+from esper_ray.orchestration.env_runner import ActorEnv
+
+
+class SlowEnv(ActorEnv):
+    """An environment whose first actor is far slower than the others."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        if self._reporter.runner == 1:
+            time.sleep(1.5)
+        return super().reset(**kwargs)
+
+
+class FailingEnv(ActorEnv):
+    """An environment that raises in the middle of an episode."""
+
+    def step(self, action: Any) -> Any:
+        if self.run.epoch == 5:
+            raise ValueError("the disk is on fire")
+        return super().step(action)
+
+
+class DyingEnv(ActorEnv):
+    """An environment whose second actor dies once in the middle of an episode, as by kill -9."""
+
+    def __init__(self, context: EnvContext) -> None:
+        super().__init__(context)
+        self._marker = Path(context["marker"])
+
+    def step(self, action: Any) -> Any:
+        if self._reporter.runner == 2 and self.run.epoch == 5 and not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)

@@ -1,0 +1,230 @@
+"""Real Ray, real actors: exact episodes, nothing dropped, lost actors replaced, devices as assigned."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_fast_task
+from fakes import DyingEnv, FailingEnv, SlowEnv
+
+from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
+from esper_ray.episode.rollout import play_episode
+from esper_ray.errors import EpisodeFailedError, PlacementError
+from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorEnv
+from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.placement import Placement, place
+from esper_ray.orchestration.tickets import Ticket, assign
+from esper_ray.policies import WaitPolicy
+
+TASK = make_fast_task()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_ray(num_cpus=4):
+        yield
+
+
+def build(
+    runners: int,
+    episodes: int,
+    env: type[ActorEnv] = ActorEnv,
+    more_env_config: dict[str, Any] | None = None,
+    sample_timeout_s: float | None = None,
+) -> EpisodePPO:
+    config = build_config(
+        TASK,
+        PPOSettings(minibatch_size=32, update_epochs=2),
+        Placement(runners, 1, 0.0),
+        iterations=4,
+        episodes_per_iteration=episodes,
+        seed=3,
+    )
+    config.environment(env, env_config={**config.env_config, **(more_env_config or {})})
+    config.env_runners(sample_timeout_s=sample_timeout_s)
+    return EpisodePPO(config=config)
+
+
+def rows(algorithm: EpisodePPO) -> list[dict[str, Any]]:
+    found = []
+    for ticket, record in algorithm.records:
+        row = record.as_row() | {"runner": ticket.runner, "number": ticket.number}
+        row.pop("seconds")
+        found.append(row)
+    return found
+
+
+def weights(algorithm: EpisodePPO) -> dict[str, np.ndarray]:
+    state = algorithm.learner_group.get_weights()["default_policy"]
+    return {name: np.asarray(value) for name, value in state.items()}
+
+
+def test_tickets_are_shared_evenly_and_never_given_twice() -> None:
+    rounds = [assign(7, 3, number, base_seed=1) for number in range(4)]
+    together = [ticket for tickets in rounds for ticket in tickets]
+    assert len(set(together)) == len(together) == 28
+    assert len({ticket.episode_seed for ticket in together}) == 28
+    assert [sum(ticket.runner == runner for ticket in rounds[0]) for runner in (1, 2, 3)] == [3, 2, 2]
+    assert assign(7, 3, 2, base_seed=1) == rounds[2]
+    assert Ticket(1, 0, base_seed=2).episode_seed != Ticket(1, 0, base_seed=1).episode_seed
+
+
+def test_exactly_the_episodes_asked_for_are_played_even_if_they_do_not_divide(cluster: None) -> None:
+    algorithm = build(runners=3, episodes=7)
+    try:
+        for iteration in range(2):
+            result = algorithm.train()
+            assert [t for t, _ in algorithm.records] == assign(7, 3, iteration, base_seed=3)
+            assert result["env_runners"]["num_env_steps_sampled"] == 7 * TASK.max_epochs
+        assert all(len(record.epochs) == TASK.max_epochs for _, record in algorithm.records)
+        assert {t.episode_seed for t, _ in algorithm.records} == {r.episode_seed for _, r in algorithm.records}
+    finally:
+        algorithm.stop()
+
+
+def test_no_episode_is_dropped_for_being_slow(cluster: None) -> None:
+    """Not even with RLlib's own sampling timeout far below the length of an episode."""
+    algorithm = build(2, 4, env=SlowEnv, sample_timeout_s=0.01)
+    try:
+        algorithm.train()
+        assert [t for t, _ in algorithm.records] == assign(4, 2, 0, base_seed=3)
+        assert algorithm.env_runner_group.num_env_runners_dropped_lifetime() == 0
+        assert algorithm.actors_lost == 0
+    finally:
+        algorithm.stop()
+
+
+def test_a_killed_actor_is_replaced_and_the_run_is_the_one_that_nobody_disturbed(cluster: None, tmp_path: Path) -> None:
+    """The lost episode is played again with the present weights: same episodes, same learner, to the last bit."""
+    found = []
+    for env, lost in ((ActorEnv, 0), (DyingEnv, 1)):
+        algorithm = build(2, 4, env=env, more_env_config={"marker": str(tmp_path / "died")})
+        try:
+            algorithm.train()
+            algorithm.train()
+            assert algorithm.actors_lost == lost
+            assert [t for t, _ in algorithm.records] == assign(4, 2, 1, base_seed=3)
+            found.append((rows(algorithm), weights(algorithm)))
+        finally:
+            algorithm.stop()
+    assert (tmp_path / "died").exists()
+    (expected, expected_weights), (disturbed, disturbed_weights) = found
+    assert disturbed == expected
+    for name, weight in expected_weights.items():
+        assert np.array_equal(weight, disturbed_weights[name]), name
+
+
+def test_an_actor_killed_between_iterations_comes_back_with_the_learner_s_weights(cluster: None) -> None:
+    algorithm = build(2, 4)
+    try:
+        algorithm.train()
+        victim = algorithm.env_runner_group.foreach_env_runner(
+            lambda _: os.getpid(), local_env_runner=False, remote_worker_ids=[2]
+        )
+        os.kill(victim[0], signal.SIGKILL)
+        algorithm.train()
+        assert len(algorithm.records) == 4
+        learner = weights(algorithm)
+        for state in algorithm.env_runner_group.foreach_env_runner(
+            lambda runner: runner.module.get_state(inference_only=True), local_env_runner=False
+        ):
+            assert state
+            for name, weight in state.items():
+                assert np.array_equal(weight, learner[name]), name
+    finally:
+        algorithm.stop()
+
+
+def test_an_episode_that_raises_ends_the_run_with_its_cause(cluster: None) -> None:
+    algorithm = build(2, 4, env=FailingEnv)
+    try:
+        with pytest.raises(EpisodeFailedError, match="the disk is on fire"):
+            algorithm.train()
+    finally:
+        algorithm.stop()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(cluster: None) -> None:
+    runs = []
+    for _ in range(2):
+        algorithm = build(2, 4)
+        try:
+            algorithm.train()
+            algorithm.train()
+            runs.append((rows(algorithm), weights(algorithm)))
+        finally:
+            algorithm.stop()
+    assert runs[0][0] == runs[1][0]
+    assert all(np.array_equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_an_episode_of_an_actor_can_be_replayed_without_ray(cluster: None, tmp_path: Path) -> None:
+    algorithm = build(2, 4)
+    try:
+        algorithm.train()
+        algorithm.save_to_path(str(tmp_path / "checkpoint"))
+        algorithm.train()
+        expected = rows(algorithm)
+    finally:
+        algorithm.stop()
+    policy = LearnedPolicy.from_checkpoint(tmp_path / "checkpoint")
+    env = MorphogenesisEnv(TASK)
+    for row in expected:
+        replayed = play_episode(env, policy, row["episode_seed"]).as_row()
+        assert {name: value for name, value in replayed.items() if name != "seconds"} == {
+            name: value for name, value in row.items() if name not in ("runner", "number")
+        }
+
+
+def test_a_checkpoint_restores_learner_optimizer_and_iteration(cluster: None, tmp_path: Path) -> None:
+    algorithm = build(2, 4)
+    try:
+        algorithm.train()
+        path = algorithm.save_to_path(str(tmp_path / "checkpoint"))
+        saved = weights(algorithm)
+        algorithm.train()
+        expected = rows(algorithm)
+    finally:
+        algorithm.stop()
+    restored = EpisodePPO.from_checkpoint(path)
+    try:
+        assert restored.iteration == 1
+        assert all(np.array_equal(value, weights(restored)[name]) for name, value in saved.items())
+        restored.train()
+        assert rows(restored) == expected
+    finally:
+        restored.stop()
+
+
+def test_scripted_policies_play_on_the_same_actors(cluster: None) -> None:
+    algorithm = build(2, 4)
+    seen: list[EpisodeRecord] = []
+    try:
+        played = algorithm.play_scripted(assign(5, 2, 0, base_seed=9), WaitPolicy(), seen.append)
+    finally:
+        algorithm.stop()
+    assert [ticket for ticket, _ in played] == assign(5, 2, 0, base_seed=9)
+    assert len(seen) == 5
+    alone = play_episode(MorphogenesisEnv(TASK), WaitPolicy(), played[0][1].episode_seed)
+    assert alone.epochs == played[0][1].epochs
+
+
+def test_more_runners_than_cpus_are_refused_with_the_largest_number_that_fits(cluster: None) -> None:
+    with pytest.raises(PlacementError, match="use --runners 4 at most"):
+        place(5, 32, "auto")
+    with pytest.raises(PlacementError, match="use --runners 3 at most"):
+        place(4, 3, "auto")
+    assert place(None, 32, "auto") == Placement(4, 1, 0.0)
+    assert place(None, 3, "auto").runners == 3
+
+
+def test_cuda_without_a_gpu_is_refused(cluster: None) -> None:
+    with pytest.raises(PlacementError, match="has no GPU"):
+        place(1, 32, "cuda")
