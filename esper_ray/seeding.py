@@ -21,6 +21,7 @@ class Stream(IntEnum):
     SHUFFLE = 5
     DECISION = 6
     WAIT_ONLY = 7
+    LEARNER = 8
 
 
 def derive_seed(parent: int, stream: Stream, *indices: int) -> int:

@@ -66,6 +66,18 @@ def weights(algorithm: EpisodePPO) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in state.items()}
 
 
+def assert_actors_have_the_learner_s_weights(algorithm: EpisodePPO) -> None:
+    learner = weights(algorithm)
+    states = algorithm.env_runner_group.foreach_env_runner(
+        lambda runner: runner.module.get_state(inference_only=True), local_env_runner=False
+    )
+    assert len(states) == algorithm.config.num_env_runners
+    for state in states:
+        assert state
+        for name, weight in state.items():
+            assert np.array_equal(weight, learner[name]), name
+
+
 def test_tickets_are_shared_evenly_and_never_given_twice() -> None:
     rounds = [assign(7, 3, number, base_seed=1) for number in range(4)]
     together = [ticket for tickets in rounds for ticket in tickets]
@@ -80,6 +92,7 @@ def test_exactly_the_episodes_asked_for_are_played_even_if_they_do_not_divide(cl
     algorithm = build(runners=3, episodes=7)
     try:
         for iteration in range(2):
+            assert_actors_have_the_learner_s_weights(algorithm)
             result = algorithm.train()
             assert [t for t, _ in algorithm.records] == assign(7, 3, iteration, base_seed=3)
             assert result["env_runners"]["num_env_steps_sampled"] == 7 * TASK.max_epochs
@@ -108,10 +121,11 @@ def test_a_killed_actor_is_replaced_and_the_run_is_the_one_that_nobody_disturbed
         algorithm = build(2, 4, env=env, more_env_config={"marker": str(tmp_path / "died")})
         try:
             algorithm.train()
+            first = rows(algorithm)
             algorithm.train()
             assert algorithm.actors_lost == lost
             assert [t for t, _ in algorithm.records] == assign(4, 2, 1, base_seed=3)
-            found.append((rows(algorithm), weights(algorithm)))
+            found.append((first + rows(algorithm), weights(algorithm)))
         finally:
             algorithm.stop()
     assert (tmp_path / "died").exists()
@@ -131,13 +145,7 @@ def test_an_actor_killed_between_iterations_comes_back_with_the_learner_s_weight
         os.kill(victim[0], signal.SIGKILL)
         algorithm.train()
         assert len(algorithm.records) == 4
-        learner = weights(algorithm)
-        for state in algorithm.env_runner_group.foreach_env_runner(
-            lambda runner: runner.module.get_state(inference_only=True), local_env_runner=False
-        ):
-            assert state
-            for name, weight in state.items():
-                assert np.array_equal(weight, learner[name]), name
+        assert_actors_have_the_learner_s_weights(algorithm)
     finally:
         algorithm.stop()
 

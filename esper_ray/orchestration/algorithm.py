@@ -12,8 +12,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.debug import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
@@ -33,6 +35,7 @@ from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEp
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 from esper_ray.orchestration.tickets import Ticket, assign
+from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -135,6 +138,7 @@ class EpisodePPO(PPO):
         super().setup(config)
         self.records: list[tuple[Ticket, EpisodeRecord]] = []
         self.actors_lost = 0
+        self._force_weights()
 
     @property
     def episodes_per_iteration(self) -> int:
@@ -149,13 +153,9 @@ class EpisodePPO(PPO):
             self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
         self.records = _records(played)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            results = self._update([episode.rollout for episode in played])
+            self._update([episode.rollout for episode in played])
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(
-                from_worker_or_learner_group=self.learner_group,
-                policies=set(results[0]) - {ALL_MODULES},
-                inference_only=True,
-            )
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
     def play_scripted(
         self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[EpisodeRecord], None] | None = None
@@ -169,11 +169,13 @@ class EpisodePPO(PPO):
 
         return _records(self._play(tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref), seen))
 
-    def _update(self, rollouts: Sequence[Any]) -> list[dict[str, Any]]:
+    def _update(self, rollouts: Sequence[Any]) -> None:
+        """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
+        update_global_seed_if_necessary("torch", derive_seed(self.config.seed, Stream.LEARNER, self.iteration) % 2**32)
         # The schedules follow the episodes that count. RLlib's own tally is off once an actor was replaced.
         lifetime_steps = (self.iteration + 1) * self.config.train_batch_size_per_learner
         trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)
-        results: list[dict[str, Any]] = self.learner_group.update(
+        results = self.learner_group.update(
             episodes=list(rollouts),
             timesteps={
                 NUM_ENV_STEPS_SAMPLED_LIFETIME: lifetime_steps,
@@ -184,7 +186,6 @@ class EpisodePPO(PPO):
             shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        return results
 
     def _play(
         self,
@@ -268,6 +269,22 @@ class EpisodePPO(PPO):
                 raise EpisodeFailedError(f"runner {runner} was lost and did not come back in {_RESTART_SECONDS:.0f} s")
             time.sleep(_SECONDS_BETWEEN_PROBES)
             self.restore_env_runners(self.env_runner_group)
+        self._force_weights([runner])
+
+    def _force_weights(self, runners: list[int] | None = None) -> None:
+        """Gives the actors (all, unless `runners` names some) the learner's weights, whatever they say they have.
+
+        RLlib leaves each actor with initial weights of its own until the first update when it does not broadcast
+        states; it restores a lost actor from the driver's EnvRunner, for which the same holds; and an actor ignores
+        weights whose sequence number is not above that of its last ones.
+        """
+        learner = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        unnumbered = {COMPONENT_RL_MODULE: learner[COMPONENT_RL_MODULE]}
+        self.env_runner_group.foreach_env_runner(
+            "set_state", kwargs={"state": unnumbered}, local_env_runner=False, remote_worker_ids=runners
+        )
 
 
 def _records(played: Iterable[PlayedEpisode]) -> list[tuple[Ticket, EpisodeRecord]]:
