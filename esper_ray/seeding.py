@@ -3,6 +3,7 @@
 Nothing depends on how many numbers somebody else drew before, so an epoch can be repeated on its own.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -28,6 +29,13 @@ def derive_seed(parent: int, stream: Stream, *indices: int) -> int:
     """Returns the seed, 0 to 2**63 − 1, of a stream under `parent`, which is such a seed as well."""
     state = np.random.SeedSequence([parent, int(stream), *indices]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def seed_global(seed: int) -> None:
+    """Seeds the global generators of Python, numpy and torch, for code that draws from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.utils.debug import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
@@ -35,7 +34,7 @@ from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEp
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 from esper_ray.orchestration.tickets import Ticket, assign
-from esper_ray.seeding import Stream, derive_seed
+from esper_ray.seeding import Stream, derive_seed, seed_global
 from esper_ray.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ class EpisodePPO(PPO):
 
     def _update(self, rollouts: Sequence[Any]) -> None:
         """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
-        update_global_seed_if_necessary("torch", derive_seed(self.config.seed, Stream.LEARNER, self.iteration) % 2**32)
+        seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
         # The schedules follow the episodes that count. RLlib's own tally is off once an actor was replaced.
         lifetime_steps = (self.iteration + 1) * self.config.train_batch_size_per_learner
         trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)

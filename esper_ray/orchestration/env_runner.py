@@ -53,6 +53,8 @@ class ActorEnv(MorphogenesisEnv):
     def __init__(self, context: EnvContext) -> None:
         task = TaskSpec.model_validate(context["task"])
         data_dir = Path(context["data_dir"]) if context["data_dir"] else None
+        # RLlib switches this on when it seeds an actor; torch then fills every new tensor, a third of a small epoch.
+        torch.use_deterministic_algorithms(False)
         super().__init__(task, assigned_device(), data_dir)
         self.episode_seed = 0
         self._reporter = ProgressReporter(context["board"], context.worker_index)
