@@ -2,17 +2,19 @@
 
 import io
 import itertools
+import operator
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 from pydantic import BaseModel, ConfigDict
 
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import TrainConfig, load_config
 
 _USAGE_ERROR = 2
 
@@ -31,6 +33,9 @@ _COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "tasks": TasksCon
 
 def main() -> None:
     """Runs the command line and exits: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only still gets its output
     sys.exit(run(sys.argv[1:]))
 
 
@@ -68,7 +73,7 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     """
     _require_known(arguments)
     errors = io.StringIO()
-    train = Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    train = Annotated[TrainConfig, tyro.conf.subcommand("train", default=_config_of_file(arguments))]
     tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
     try:
         with redirect_stderr(errors):
@@ -77,13 +82,21 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
                 args=list(arguments),
-                config=(tyro.conf.FlagConversionOff, tyro.conf.FlagCreatePairsOff),
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
             return parsed
     except SystemExit as exit_request:
         if not exit_request.code:
             raise
         raise EsperError(_one_line(errors.getvalue())) from None
+
+
+def _config_of_file(arguments: Sequence[str]) -> TrainConfig:
+    """Returns what `--config FILE` says, which the flags then override; without it the defaults."""
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    if "--config" not in joined[:-1]:
+        return TrainConfig()
+    return load_config(Path(joined[joined.index("--config") + 1]))
 
 
 def _require_known(arguments: Sequence[str]) -> None:
@@ -111,16 +124,23 @@ def _flags(model: type[BaseModel], prefix: str = "--") -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """Returns what tyro's boxed message says in one line, naming the flag, what was expected and what was given."""
-    lines = [re.sub(r"^│ ?|│$", "", line).strip() for line in box.splitlines() if line.startswith("│")]
-    text = " ".join(itertools.takewhile(lambda line: not line.startswith("───"), lines))
+    """Returns what tyro's message says in one line, naming the flag, what was expected and what was given.
+
+    The message is a title, a paragraph and a rule; in a box where the terminal can show one.
+    """
+    _title, *lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
     constraint = re.search(
         r"Error parsing (?P<model>\S+): .*? validation errors? for \w+ (?P<name>[\w.]+) "
         r"(?P<expected>.*?) \[type=\w+, input_value=(?P<given>.*?), input_type=",
         text,
     )
     if constraint is None:
-        return text.partition(" Got errors:")[0]
+        return text
     _, _, group = constraint["model"].partition(".")
     flag = ".".join(filter(None, (group, constraint["name"]))).replace("_", "-")
     return f"--{flag}: {constraint['expected'].lower()}, got {constraint['given']}"
+
+
+if __name__ == "__main__":
+    main()

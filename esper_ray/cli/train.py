@@ -1,8 +1,6 @@
 """`esper-ray train`: runs the main job and says what came of it."""
 
-import signal
 import warnings
-from types import FrameType
 
 from esper_ray.cli.display import make_display
 from esper_ray.lifecycle import SeedStage
@@ -17,15 +15,10 @@ _JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= See
 def run_train(config: TrainConfig) -> int:
     """Trains, prints the summary, and returns the exit code."""
     warnings.filterwarnings("ignore")
-    signal.signal(signal.SIGTERM, _interrupt)
     with make_display() as display:
         result = train(config, display)
     print("\n".join(summary(result)))
     return _INTERRUPTED if result.interrupted else 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def summary(result: RunResult) -> list[str]:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from esper_ray.errors import ConfigurationError
+from esper_ray.errors import ConfigurationError, unknown_name
 
 
 class PPOSettings(BaseModel):
@@ -43,6 +43,8 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    config: Path | None = None
+    """YAML file of the settings below, see tune_configs/; flags override it."""
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
     iterations: int = Field(16, ge=1)
@@ -89,3 +91,36 @@ class TrainConfig(BaseModel):
         if self.max_epochs is not None:
             overrides["max_epochs"] = self.max_epochs
         return overrides
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Reads a YAML file of training settings.
+
+    Raises:
+        ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"--config {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"--config {path}: expected settings as KEY: VALUE, got {type(values).__name__}")
+    _require_known_keys(path, values, TrainConfig)
+    try:
+        return TrainConfig.model_validate({**values, "config": path})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"--config {path}: {key}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _require_known_keys(path: Path, values: dict[str, Any], model: type[BaseModel], prefix: str = "") -> None:
+    for key, value in values.items():
+        if key not in model.model_fields:
+            known = [prefix + name for name in model.model_fields]
+            raise ConfigurationError(f"--config {path}: {unknown_name('key', f'{prefix}{key}', known)}")
+        inner = model.model_fields[key].annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+            _require_known_keys(path, value, inner, f"{prefix}{key}.")

@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import platform
+import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -148,7 +151,7 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     require_usable(out, config.overwrite)
     episodes = config.episodes_per_iteration or task.episodes_per_iteration
     wait_only = episodes if config.wait_only_episodes is None else config.wait_only_episodes
-    with local_ray():
+    with local_ray(), _sigterm_interrupts():
         placement = place(config.runners, episodes, config.device)
         plan = RunPlan(config, task, placement, episodes, wait_only, names, out)
         return _run(plan, observer)
@@ -197,6 +200,23 @@ def _algorithm(plan: RunPlan, board_name: str) -> Iterator[EpisodePPO]:
         yield algorithm
     finally:
         algorithm.stop()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Lets SIGTERM end a run as Ctrl-C does. Ray would exit at once; so this comes after Ray has started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _play_wait_only(plan: RunPlan, algorithm: EpisodePPO, observer: RunObserver) -> list[float]:
