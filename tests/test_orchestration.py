@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from conftest import make_fast_task
 from fakes import DyingEnv, FailingEnv, SlowEnv
 
@@ -24,6 +25,13 @@ from esper_ray.orchestration.tickets import Ticket, assign
 from esper_ray.policies import WaitPolicy
 
 TASK = make_fast_task()
+
+
+class Holder:
+    """Somebody else's actor."""
+
+    def ready(self) -> None:
+        """Answers once it is placed."""
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +239,14 @@ def test_more_runners_than_cpus_are_refused_with_the_largest_number_that_fits(cl
         place(4, 3, "auto")
     assert place(None, 32, "auto") == Placement(4, 1, 0.0)
     assert place(None, 3, "auto").runners == 3
+
+
+def test_runners_that_others_leave_no_room_for_are_refused_instead_of_waited_for(cluster: None) -> None:
+    holder = ray.remote(num_cpus=3)(Holder).remote()
+    ray.get(holder.ready.remote())
+    with pytest.raises(PlacementError, match="they need 2 CPUs and others leave 1 free; use --runners 1 at most"):
+        place(2, 32, "cpu")
+    ray.kill(holder)
 
 
 def test_cuda_without_a_gpu_is_refused(cluster: None) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ import ray
 import torch
 
 from esper_ray.errors import PlacementError
+
+_SECONDS_FOR_RELEASE = 5.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,28 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
             f"{runners} runners share {episodes} episodes per iteration, so some would have none; "
             f"use --runners {episodes} at most, or more --episodes-per-iteration"
         )
-    return Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
+    placement = Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
+    _require_free(placement)
+    return placement
+
+
+def _require_free(placement: Placement) -> None:
+    """Refuses a placement on resources that others hold; what has just been let go gets a moment to come back."""
+    needed = {"CPU": float(placement.runners), "GPU": placement.runners * placement.gpus_per_runner}
+    give_up = time.monotonic() + _SECONDS_FOR_RELEASE
+    while True:
+        free = ray.available_resources()
+        lacking = [kind for kind, amount in needed.items() if free.get(kind, 0.0) < amount]
+        if not lacking:
+            return
+        if time.monotonic() > give_up:
+            kind = lacking[0]
+            fit = int(free.get(kind, 0.0) * placement.runners / needed[kind])
+            raise PlacementError(
+                f"{placement.runners} runners do not fit: they need {needed[kind]:g} {kind}s and others leave "
+                f"{free.get(kind, 0.0):g} free; use --runners {fit} at most"
+            )
+        time.sleep(0.1)
 
 
 def _gpu_share(runners: int, nodes: Sequence[Mapping[str, float]]) -> float:

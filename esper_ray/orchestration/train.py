@@ -162,7 +162,7 @@ def _run(plan: RunPlan, observer: RunObserver) -> RunResult:
     result = RunResult(plan)
     board_name = f"esper-board-{uuid.uuid4().hex}"
     board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
-    with RunFolder(plan.out, plan.as_dict()) as folder, _algorithm(plan, board_name) as algorithm:
+    with _algorithm(plan, board_name) as algorithm, RunFolder(plan.out, plan.as_dict()) as folder:
         observer.on_start(plan, board)
         try:
             result.wait_only = _play_wait_only(plan, algorithm, observer)

@@ -1,0 +1,129 @@
+"""Run folder, metrics, display: what a run writes and shows."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_fast_task
+from rich.console import Console
+
+from esper_ray.cli.display import LiveDisplay, PlainDisplay
+from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
+from esper_ray.episode.rollout import play_episode
+from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
+from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.progress import HostProgress
+from esper_ray.orchestration.run_folder import RunFolder, require_usable
+from esper_ray.orchestration.train import RunPlan
+from esper_ray.policies import RandomPolicy, SchedulePolicy
+
+ENV = MorphogenesisEnv(make_fast_task())
+NAMES = ENV.action_table.names
+
+
+class Board:
+    """What the displays read."""
+
+    def read(self) -> list[HostProgress]:
+        return [HostProgress(1, 7, 25, "BLENDING", 61.25, "WAIT", 3)]
+
+
+@pytest.fixture
+def records() -> list[EpisodeRecord]:
+    scheduled = SchedulePolicy(ENV.action_table, "norm", germinate_at=3)
+    return [play_episode(ENV, RandomPolicy(), 0), play_episode(ENV, scheduled, 1)]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> RunPlan:
+    return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), 32, 32, NAMES, tmp_path / "run")
+
+
+def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:
+    return {
+        "iteration": 3,
+        "episodes": 96,
+        "episodes_per_second": 2.5,
+        **episode_metrics(records, NAMES),
+        "learner": learner_metrics({}),
+    }
+
+
+def test_a_checkpoint_that_fails_leaves_nothing_and_one_that_succeeds_is_whole(tmp_path: Path) -> None:
+    def fail(path: str) -> None:
+        (Path(path) / "half").touch()
+        raise OSError("disk full")
+
+    with RunFolder(tmp_path / "run", {}) as folder:
+        with pytest.raises(OSError, match="disk full"):
+            folder.save_checkpoint(1, fail)
+        assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+        saved = folder.save_checkpoint(1, lambda path: (Path(path) / "whole").touch())
+        assert [path.name for path in saved.iterdir()] == ["whole"]
+        assert folder.save_checkpoint(1, fail) == saved
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
+    require_usable(tmp_path / "new" / "run", overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="not a folder"):
+        require_usable(tmp_path / "file", overwrite=True)
+
+
+def test_metrics_are_means_and_counts_over_the_episodes(records: list[EpisodeRecord]) -> None:
+    metrics = episode_metrics(records, NAMES)
+    assert metrics["kept_val_accuracy"] == pytest.approx(sum(r.kept_val_accuracy for r in records) / 2)
+    assert sum(metrics["actions"].values()) == 24
+    assert metrics["episodes_reaching"]["GERMINATED"] == 2
+    assert metrics["episodes_reaching"]["DORMANT"] == 2
+    assert sum(metrics["reward_components"].values()) == pytest.approx(metrics["return"])
+    measured = [e.gradient_norm for r in records for e in r.epochs if e.gradient_norm is not None]
+    assert metrics["gradients"]["gradient_norm"] == pytest.approx(sum(measured) / len(measured))
+
+
+def test_the_standard_error_is_that_of_the_mean() -> None:
+    mean, error = mean_with_error([1.0, 2.0, 3.0, 4.0])
+    assert (mean, error) == (2.5, pytest.approx(1.2909944 / 2))
+    assert mean_with_error([7.0]) == (7.0, 0.0)
+
+
+def test_rows_are_strict_json_even_if_a_number_is_not(tmp_path: Path, records: list[EpisodeRecord]) -> None:
+    row = iteration_row(records) | {"return": float("nan")}
+    with RunFolder(tmp_path / "run", {}) as folder:
+        folder.add_iteration(row)
+    read = json.loads((tmp_path / "run" / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert read["return"] is None
+    assert read["episodes"] == 96
+
+
+def test_plain_lines_say_what_runs_and_how_it_goes(
+    plan: RunPlan, records: list[EpisodeRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with PlainDisplay() as display:
+        display.on_start(plan, Board())  # type: ignore[arg-type]
+        display.on_wait_only(32, 32)
+        display.on_iteration(iteration_row(records))
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "16 iterations of 32 episodes of 12 epochs, 2 runners on cpu" in first
+    assert second == "32 wait-only hosts played for comparison"
+    assert third.startswith("iteration   3/16  episodes    96")
+
+
+def test_the_live_table_shows_hosts_and_learner(plan: RunPlan, records: list[EpisodeRecord]) -> None:
+    display = LiveDisplay()
+
+    def shown() -> str:
+        console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+        console.print(display._render())
+        return console.export_text()
+
+    assert "starting Ray" in shown()
+    display.on_start(plan, Board())  # type: ignore[arg-type]
+    display.on_wait_only(5, 32)
+    assert "wait-only hosts: 5/32" in shown()
+    display.on_iteration(iteration_row(records))
+    table = shown()
+    assert all(text in table for text in ("7/25", "BLENDING", "61.2 %", "WAIT", "iteration 3/16, 96 episodes"))
