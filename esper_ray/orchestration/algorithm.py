@@ -1,6 +1,7 @@
 """PPO over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
 
 import logging
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -124,17 +126,23 @@ class EpisodePPO(PPO):
     """
 
     def _setup_logdir(self) -> None:
-        """Keeps the scratch folder that every Trainable makes in Ray's session folder, not in the user's home."""
+        """Keeps the scratch folder that every Trainable makes out of the user's home; `cleanup` removes it."""
         if self._storage:
             super()._setup_logdir()
         else:
-            self._logdir = tempfile.mkdtemp(
-                prefix="ppo-", dir=ray._private.worker.global_worker.node.get_session_dir_path()
-            )
+            self._logdir = tempfile.mkdtemp(prefix="esper-ppo-")
+
+    def cleanup(self) -> None:
+        """Ends actors and learner."""
+        super().cleanup()
+        if not self._storage:
+            shutil.rmtree(self._logdir, ignore_errors=True)
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds actors and learner."""
+        deterministic = torch.are_deterministic_algorithms_enabled()
         super().setup(config)
+        torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
         self.records: list[tuple[Ticket, EpisodeRecord]] = []
         self.actors_lost = 0
         self._force_weights()
