@@ -1,4 +1,7 @@
-"""The unified loop against six plainly written ones, one per stage case: same seeds, same parameters, bit for bit."""
+"""The unified loop against six plainly written ones, one per stage case: same seeds, same parameters, bit for bit.
+
+The six are written out on purpose: they are what one call replaces.
+"""
 
 from collections.abc import Callable
 
@@ -71,7 +74,35 @@ def germinated(model: MorphogeneticModel, host: Optimizer, data: Batches) -> Gra
     return stats
 
 
-def live_seed(model: MorphogeneticModel, host: Optimizer, data: Batches) -> GradientStats | None:
+def training(model: MorphogeneticModel, host: Optimizer, data: Batches) -> GradientStats | None:
+    seed = seed_optimizer_of(model)
+    model.train()
+    stats = None
+    for inputs, targets in data:
+        host.zero_grad()
+        seed.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        stats = collect_seed_gradients(model.get_seed_parameters())
+        host.step()
+        seed.step()
+    return stats
+
+
+def blending(model: MorphogeneticModel, host: Optimizer, data: Batches) -> GradientStats | None:
+    seed = seed_optimizer_of(model)
+    model.train()
+    stats = None
+    for inputs, targets in data:
+        host.zero_grad()
+        seed.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        stats = collect_seed_gradients(model.get_seed_parameters())
+        host.step()
+        seed.step()
+    return stats
+
+
+def shadowing_or_probationary(model: MorphogeneticModel, host: Optimizer, data: Batches) -> GradientStats | None:
     seed = seed_optimizer_of(model)
     model.train()
     stats = None
@@ -99,10 +130,10 @@ def fossilized(model: MorphogeneticModel, host: Optimizer, data: Batches) -> Gra
     [
         (None, without_seed),
         (S.GERMINATED, germinated),
-        (S.TRAINING, live_seed),
-        (S.BLENDING, live_seed),
-        (S.SHADOWING, live_seed),
-        (S.PROBATIONARY, live_seed),
+        (S.TRAINING, training),
+        (S.BLENDING, blending),
+        (S.SHADOWING, shadowing_or_probationary),
+        (S.PROBATIONARY, shadowing_or_probationary),
         (S.FOSSILIZED, fossilized),
     ],
 )
