@@ -116,6 +116,13 @@ def test_several_processes_may_prepare_the_same_data_at_once(
     assert [path.name for path in cache.iterdir()] == [Path(folders.pop()).name]
 
 
+def test_a_cache_that_cannot_be_written_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", "/dev/null/cache")
+    with pytest.raises(DatasetError, match=r"/dev/null/cache cannot be written.*ESPER_RAY_CACHE") as caught:
+        prepare(get_source("digits"))
+    assert "\n" not in str(caught.value)
+
+
 def test_new_files_are_not_mistaken_for_old_ones(small_fashion: Path) -> None:
     before = prepare(get_source("fashion_mnist"), small_fashion)
     write_idx(small_fashion / "t10k-images-idx3-ubyte.gz", np.full((20, 28, 28), 9, dtype=np.uint8))

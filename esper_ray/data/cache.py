@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper_ray.data.sources import DataSource
+from esper_ray.data.sources import DataSource, Splits
+from esper_ray.errors import DatasetError
 
 _STATISTICS = "statistics.json"
 
@@ -50,20 +51,26 @@ def prepare(source: DataSource, data_dir: Path | None = None) -> PreparedData:
     Safe when several processes do it at once: each writes a folder of its own and the first to rename it wins.
 
     Raises:
-        DatasetError: the data set is missing, truncated or altered.
+        DatasetError: the data set is missing, truncated or altered, or the cache cannot be written.
     """
     files = source.find(data_dir)
     identity = [source.version, [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
     fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     folder = cache_folder() / f"{source.name}-{fingerprint}"
     if not folder.is_dir():
-        _write(source, files, folder)
+        splits = source.read(files)
+        try:
+            _write(splits, folder)
+        except OSError as error:
+            raise DatasetError(
+                f"the data cache {folder.parent} cannot be written: {error.strerror}; "
+                "name another folder in the environment variable ESPER_RAY_CACHE"
+            ) from error
     statistics = json.loads((folder / _STATISTICS).read_text())
     return PreparedData(folder, tuple(statistics["mean"]), tuple(statistics["std"]))
 
 
-def _write(source: DataSource, files: list[Path], folder: Path) -> None:
-    splits = source.read(files)
+def _write(splits: Splits, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / "data"
