@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FASHION_MNIST
+from esper_ray.data.sources import read_idx
 from sklearn.datasets import load_digits
 
 from esper_ray.data import BatchLoader, get_source, prepare
-from esper_ray.data.sources import read_idx
 from esper_ray.errors import DatasetError
 from esper_ray.tasks import get_task_spec, load_task_data, load_test_data
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
+from esper_ray.orchestration.plan import RunPlan
 from esper_ray.orchestration.progress import BoardReader, HostProgress
-from esper_ray.orchestration.train import RunPlan
 
 _REFRESH_PER_SECOND = 4
 _SECONDS_BETWEEN_STATUS_LINES = 30.0
@@ -47,17 +47,17 @@ class PlainDisplay:
         self._plan, self._board = run, board
         self._say(plan_line(run))
 
-    def on_wait_only(self, done: int, total: int) -> None:
-        """Says when the wait-only hosts have been played."""
+    def on_scripted(self, policy: str, done: int, total: int) -> None:
+        """Says when the episodes of a policy that does not learn have been played."""
         if done == total:
-            self._say(f"{total} wait-only hosts played for comparison")
+            self._say(f"{total} {policy} episodes played")
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
         """Prints the iteration's line."""
         assert self._plan is not None
         learner = row["learner"]
         self._say(
-            f"iteration {row['iteration']:>3}/{self._plan.config.iterations}  episodes {row['episodes']:>5}  "
+            f"iteration {row['iteration']:>3}/{self._plan.iterations}  episodes {row['episodes']:>5}  "
             f"return {row['return']:6.2f}  kept val accuracy {row['kept_val_accuracy']:5.1f} %  "
             f"fossilized {row['fossilized_share']:4.0%}  entropy {number(learner['entropy'], 3)}  "
             f"kl {number(learner['kl'], 4)}  explained variance {number(learner['explained_variance'], 2)}  "
@@ -83,7 +83,7 @@ class LiveDisplay:
     def __init__(self) -> None:
         self._plan: RunPlan | None = None
         self._board: BoardReader | None = None
-        self._wait_only = (0, 0)
+        self._scripted = ("", 0, 0)
         self._row: Mapping[str, Any] | None = None
         self._live = Live(get_renderable=self._render, refresh_per_second=_REFRESH_PER_SECOND, console=Console())
 
@@ -98,9 +98,9 @@ class LiveDisplay:
         """Takes up the run."""
         self._plan, self._board = run, board
 
-    def on_wait_only(self, done: int, total: int) -> None:
-        """Takes up the count of wait-only hosts."""
-        self._wait_only = (done, total)
+    def on_scripted(self, policy: str, done: int, total: int) -> None:
+        """Takes up the count of episodes of a policy that does not learn."""
+        self._scripted = (policy, done, total)
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
         """Takes up the iteration's row."""
@@ -129,10 +129,11 @@ class LiveDisplay:
         assert self._plan is not None
         row = self._row
         if row is None:
-            done, total = self._wait_only
-            title = "learner: waiting for the first iteration" if done == total else f"wait-only hosts: {done}/{total}"
+            policy, done, total = self._scripted
+            playing = done < total or self._plan.iterations == 0
+            title = f"{policy} episodes: {done}/{total}" if playing else "learner: waiting for the first iteration"
             return Table(*names, title=title)
-        title = f"learner: iteration {row['iteration']}/{self._plan.config.iterations}, {row['episodes']} episodes"
+        title = f"learner: iteration {row['iteration']}/{self._plan.iterations}, {row['episodes']} episodes"
         table = Table(*names, title=title)
         learner = row["learner"]
         table.add_row(
@@ -149,10 +150,11 @@ class LiveDisplay:
 
 def plan_line(run: RunPlan) -> str:
     """Returns one line that says what runs."""
+    learning = f"{run.iterations} iterations of " if run.iterations else ""
+    policy = "" if run.iterations else " with the heuristic policy"
     return (
-        f"{run.task.name}: {run.config.iterations} iterations of {run.episodes_per_iteration} episodes of "
-        f"{run.task.max_epochs} epochs, {run.placement.runners} runners on {run.placement.device_kind}, "
-        f"seed {run.config.seed}, writing to {run.out}"
+        f"{run.task.name}: {learning}{run.episodes} episodes{policy} of {run.task.max_epochs} epochs, "
+        f"{run.placement.runners} runners on {run.placement.device_kind}, seed {run.config.seed}, writing to {run.out}"
     )
 
 

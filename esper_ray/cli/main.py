@@ -14,21 +14,32 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
-from esper_ray.orchestration.config import TrainConfig, load_config
+from esper_ray.orchestration.config import ExportConfig, HeuristicConfig, TrainConfig, load_config
 
 _USAGE_ERROR = 2
 
 
 class TasksConfig(BaseModel):
-    """List the tasks, or every setting of one."""
+    """List the tasks with their hosts, blueprints and data, or every setting of one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Task to show in full."""
+    plugin: tuple[str, ...] = ()
+    """Modules to import first, which register tasks of your own."""
+    slot: str | None = None
+    """Injection point whose blueprints to show, with a task's name."""
+    data_dir: Path | None = None
+    """Folder in which to look for the data set, with a task's name."""
 
 
-_COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "tasks": TasksConfig}
+_COMMANDS: dict[str, type[BaseModel]] = {
+    "train": TrainConfig,
+    "heuristic": HeuristicConfig,
+    "export": ExportConfig,
+    "tasks": TasksConfig,
+}
 
 
 def main() -> None:
@@ -59,10 +70,18 @@ def _dispatch(config: BaseModel) -> int:
         from esper_ray.cli.train import run_train
 
         return run_train(config)
+    if isinstance(config, HeuristicConfig):
+        from esper_ray.cli.heuristic import run_heuristic
+
+        return run_heuristic(config)
+    if isinstance(config, ExportConfig):
+        from esper_ray.cli.export import run_export
+
+        return run_export(config)
     assert isinstance(config, TasksConfig)
     from esper_ray.cli.tasks import show_tasks
 
-    return show_tasks(config.name)
+    return show_tasks(config.name, config.plugin, config.slot, config.data_dir)
 
 
 def _parse(arguments: Sequence[str]) -> BaseModel:
@@ -74,11 +93,13 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     _require_known(arguments)
     errors = io.StringIO()
     train = Annotated[TrainConfig, tyro.conf.subcommand("train", default=_config_of_file(arguments))]
+    heuristic = Annotated[HeuristicConfig, tyro.conf.subcommand("heuristic")]
+    export = Annotated[ExportConfig, tyro.conf.subcommand("export")]
     tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
     try:
         with redirect_stderr(errors):
             parsed: BaseModel = tyro.cli(
-                train | tasks,
+                train | heuristic | export | tasks,
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
                 args=list(arguments),

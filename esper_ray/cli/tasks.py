@@ -1,72 +1,76 @@
 """`esper-ray tasks`: what can be trained, and every setting of a task."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import DatasetError
-from esper_ray.models import list_blueprints
+from esper_ray.models import barred_blueprints, list_blueprints
+from esper_ray.orchestration.config import TaskChoice
+from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, task_names
 from esper_ray.tasks.registry import task_settings
 
 
-def show_tasks(name: str | None) -> int:
+def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_dir: Path | None) -> int:
     """Prints the tasks, or one in full; returns the exit code.
 
     Raises:
-        ConfigurationError: the task is unknown.
+        ConfigurationError: the task, its slot or a plugin is unknown.
     """
-    console = Console()
+    console = Console(highlight=False)
+    load_plugins(plugins)
     if name is None:
-        _print_overview(console)
+        for known in task_names():
+            _print_summary(console, get_task_spec(known), None)
+            console.print()
+        console.print(
+            "esper-ray tasks NAME shows every setting of one; change any with train --set KEY=VALUE", markup=False
+        )
     else:
-        _print_task(console, get_task_spec(name))
+        task = get_task_spec(name, TaskChoice(slot=slot).task_overrides())
+        _print_summary(console, task, data_dir)
+        _print_settings(console, task)
     return 0
 
 
-def _print_overview(console: Console) -> None:
-    table = Table("task", "what it is", "host", "epochs", "data")
-    for name in task_names():
-        task = get_task_spec(name)
-        table.add_row(name, task.summary, _host(task), str(task.max_epochs), _data(task))
-    console.print(table)
-    console.print(
-        "esper-ray tasks NAME shows every setting of one; change any with train --set KEY=VALUE", markup=False
-    )
-
-
-def _print_task(console: Console, task: TaskSpec) -> None:
+def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> None:
     model = create_model(task)
-    slot = model.seed_slot
-    console.print(f"{task.name}: {task.summary}", markup=False)
-    console.print(
-        f"host: {_host(task)}; injection points {model.host.injection_points}, slot {model.slot_id}", markup=False
-    )
-    console.print(f"data: {task.data.source} ({_data(task)})", markup=False)
-    console.print(f"actions: {', '.join(ActionTable.of(model).names)}", markup=False)
-    seeds = Table("blueprint", "parameters", title=f"seeds at width {slot.width}")
-    for blueprint in list_blueprints(slot.topology, slot.width):
-        seeds.add_row(blueprint.blueprint_id, f"{blueprint.parameter_count:,}")
-    console.print(seeds)
+    slot, options = model.seed_slot, ", ".join(f"{name} {value}" for name, value in task.host.options.items())
+    parameters = sum(parameter.numel() for parameter in model.get_host_parameters())
+    points = ", ".join(f"{point} ({width})" for point, width in model.host.injection_points.items())  # type: ignore[operator, union-attr]
+    seeds = ", ".join(f"{b.blueprint_id} {b.parameter_count:,}" for b in list_blueprints(slot.topology, slot.width))
+    console.print(f"[bold]{task.name}[/bold]", f"{task.summary}; {task.max_epochs} epochs an episode", sep="  ")
+    lines = {
+        "host": f"{task.host.kind}: {parameters:,} parameters; {options}",
+        "slot": f"{model.slot_id}; injection points (width): {points}",
+        "blueprints": f"parameters at width {slot.width}: {seeds}",
+        "data": _data(task, data_dir),
+    }
+    for barred, reason in barred_blueprints(slot.topology).items():
+        lines[barred] = f"not among the blueprints here: {reason}"
+    table = Table.grid(padding=(0, 2))
+    for title, text in lines.items():
+        table.add_row(f"  {title}", text)
+    console.print(table)
+
+
+def _print_settings(console: Console, task: TaskSpec) -> None:
+    console.print(f"  actions: {', '.join(ActionTable.of(create_model(task)).names)}\n", markup=False)
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
         settings.add_row(key, str(value))
     console.print(settings)
 
 
-def _host(task: TaskSpec) -> str:
-    parameters = sum(parameter.numel() for parameter in create_model(task).get_host_parameters())
-    return f"{task.host.kind}, {task.host.blocks} × {task.host.base_channels} channels, {parameters:,} parameters"
-
-
-def _data(task: TaskSpec) -> str:
+def _data(task: TaskSpec, data_dir: Path | None) -> str:
+    source = get_source(task.data.source)
     try:
-        source = get_source(task.data.source)
+        source.find(data_dir)
     except DatasetError:
-        return "cannot be read by this version"
-    try:
-        source.find(None)
-    except DatasetError:
-        return f"{source.description}: not on this machine"
-    return f"{source.description}: present"
+        return f"{source.name}, {source.description}: not on this machine; train --task {task.name} says how to get it"
+    return f"{source.name}, {source.description}: present"

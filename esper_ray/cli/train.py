@@ -1,6 +1,7 @@
 """`esper-ray train`: runs the main job and says what came of it."""
 
 import warnings
+from collections.abc import Mapping
 
 from esper_ray.cli.display import make_display
 from esper_ray.lifecycle import SeedStage
@@ -8,7 +9,7 @@ from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.metrics import mean_with_error
 from esper_ray.orchestration.train import RunResult, train
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
@@ -18,7 +19,7 @@ def run_train(config: TrainConfig) -> int:
     with make_display() as display:
         result = train(config, display)
     print("\n".join(summary(result)))
-    return _INTERRUPTED if result.interrupted else 0
+    return INTERRUPTED if result.interrupted else 0
 
 
 def summary(result: RunResult) -> list[str]:
@@ -27,12 +28,12 @@ def summary(result: RunResult) -> list[str]:
     epochs = len(result.trained) * plan.task.max_epochs
     lines = [
         "",
-        f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.config.iterations} "
+        f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.iterations} "
         f"iterations: {len(result.trained)} episodes, {epochs:,} host epochs, {result.seconds / 60:.1f} minutes.",
     ]
     if result.trained:
         lines.append(_comparison(result))
-        lines.append(_journeys(result))
+        lines.append(journeys(result.stage_counts, result.fossilized))
     if result.actors_lost:
         lines.append(f"{result.actors_lost} actors were lost and replaced; their episodes were played again.")
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
@@ -55,6 +56,7 @@ def _comparison(result: RunResult) -> str:
     )
 
 
-def _journeys(result: RunResult) -> str:
-    reached = ", ".join(f"{stage.name} {result.stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
-    return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {result.fossilized}."
+def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
+    """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
+    reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
+    return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {fossilized}."

@@ -1,24 +1,61 @@
 """Cutting a split into batches without per-sample Python."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Batch (N, …) as stored, generator on the CPU → batch of the same shape."""
 
-class BatchLoader:
-    """Iterates over (inputs, targets) batches of one split; shuffled anew each epoch if asked to.
 
-    On the CPU the stored values stay in the shared memory map; on another device they are copied there once. Either
-    way a batch is one gather, one conversion and one normalisation.
+class BatchLoader(ABC):
+    """Iterates over (inputs, targets) batches of one split, in an order that follows from `start_epoch`'s seed.
+
+    On the CPU the stored values stay in the shared memory map; on another device they are copied there once.
 
     Args:
-        inputs: (N, C, H, W) uint8.
-        targets: (N,) int64.
+        samples: samples of one epoch.
         batch_size: samples per batch; the last batch holds the rest.
+    """
+
+    def __init__(self, samples: int, batch_size: int) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._order_seed = 0
+
+    def __len__(self) -> int:
+        return -(-self._samples // self._batch_size)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in an epoch."""
+        return self._samples
+
+    def start_epoch(self, order_seed: int) -> None:
+        """Sets the seed of everything that is random in the next epoch: order, augmentation, places in a text."""
+        self._order_seed = order_seed
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._order_seed)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of one epoch."""
+
+
+class SampleLoader(BatchLoader):
+    """Batches of labelled samples: one gather, one conversion and one normalisation each.
+
+    Args:
+        inputs: (N, channels, …) uint8 or float32.
+        targets: (N,) int64.
+        batch_size: samples per batch.
         device: where the batches are made.
         mean, std: per channel, in the units of `inputs`; batches are (inputs − mean)/std, float32.
-        shuffle: draw a new order each epoch from the seed given to `start_epoch`.
+        shuffle: draw a new order each epoch.
+        augmentation: changes the stored values of each batch, at random.
     """
 
     def __init__(
@@ -30,37 +67,93 @@ class BatchLoader:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         shuffle: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> None:
+        super().__init__(len(targets), batch_size)
         self._inputs = inputs.to(device)
         self._targets = targets.to(device)
-        self._batch_size = batch_size
-        self._offset = -torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self._scale = 1.0 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+        per_channel = (1, -1, *[1] * (inputs.dim() - 2))
+        self._offset = -torch.tensor(mean, device=device).view(per_channel)
+        self._scale = 1.0 / torch.tensor(std, device=device).view(per_channel)
         self._shuffle = shuffle
-        self._order_seed = 0
-
-    def __len__(self) -> int:
-        return -(-len(self._targets) // self._batch_size)
-
-    @property
-    def samples(self) -> int:
-        """Number of samples in an epoch."""
-        return len(self._targets)
-
-    def start_epoch(self, order_seed: int) -> None:
-        """Sets the seed of the order in which the next epoch visits the samples."""
-        self._order_seed = order_seed
+        self._augmentation = augmentation
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = self._generator()
         if not self._shuffle:
-            for start in range(0, len(self._targets), self._batch_size):
+            for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
-                yield self._normalised(self._inputs[chosen]), self._targets[chosen]
+                yield self._finished(self._inputs[chosen], generator), self._targets[chosen]
             return
-        generator = torch.Generator().manual_seed(self._order_seed)
-        order = torch.randperm(len(self._targets), generator=generator).to(self._targets.device)
+        order = torch.randperm(self._samples, generator=generator).to(self._targets.device)
         for indices in order.split(self._batch_size):
-            yield self._normalised(self._inputs[indices]), self._targets[indices]
+            yield self._finished(self._inputs[indices], generator), self._targets[indices]
 
-    def _normalised(self, stored: Tensor) -> Tensor:
-        return stored.float().add_(self._offset).mul_(self._scale)
+    def _finished(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+        if self._augmentation is not None:
+            stored = self._augmentation(stored, generator)
+        return stored.float().add(self._offset).mul_(self._scale)
+
+
+class TokenLoader(BatchLoader):
+    """Batches of sequences of a text: inputs (N, T), and as targets (N, T) the same one token later; int64.
+
+    Args:
+        tokens: (L,) uint8 or uint16, L > T.
+        sequence_length: T, tokens per sequence.
+        batch_size: sequences per batch.
+        device: where the batches are made.
+        shuffle: cut the text anew each epoch, from a random offset on, and visit the sequences in random order;
+            else always the same sequences in their order, side by side.
+        limit: sequences of an epoch, at most: of all those, as many as this.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        sequence_length: int,
+        batch_size: int,
+        device: str | torch.device,
+        shuffle: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        whole = (len(tokens) - 1) // sequence_length
+        moves = shuffle and whole > 1  # a sequence is given up so that the cuts can move by up to its length
+        self._available = whole - 1 if moves else whole
+        self._offsets = sequence_length if moves else 1
+        super().__init__(min(self._available, limit or self._available), batch_size)
+        self._tokens = tokens.to(device)
+        self._length = sequence_length
+        self._within = torch.arange(sequence_length + 1, device=device)
+        self._shuffle = shuffle
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        starts = torch.arange(self._samples) * self._length
+        if self._shuffle:
+            generator = self._generator()
+            offset = torch.randint(self._offsets, (), generator=generator)
+            starts = torch.randperm(self._available, generator=generator)[: self._samples] * self._length + offset
+        for chosen in starts.to(self._tokens.device).split(self._batch_size):
+            window = self._tokens[chosen[:, None] + self._within].long()
+            yield window[:, :-1], window[:, 1:]
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Shifts each image by up to `padding` pixels, with zeros moving in, and mirrors every second one, at random.
+
+    Source: the usual augmentation of CIFAR-10, as in He et al., "Deep Residual Learning for Image Recognition", 2016.
+
+    Shape:
+        images (N, C, H, W), any dtype; the result is the same.
+    """
+    count, channels, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator).to(device)
+    mirrored = torch.randint(2, (count,), generator=generator).to(device).bool()
+    columns = torch.arange(width, device=device).expand(count, width)
+    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(1), columns)
+    rows = top[:, None] + torch.arange(height, device=device)
+    padded = torch.nn.functional.pad(images, [padding] * 4)
+    samples = torch.arange(count, device=device)[:, None, None, None]
+    planes = torch.arange(channels, device=device)[None, :, None, None]
+    return padded[samples, planes, rows[:, None, :, None], columns[:, None, None, :]]

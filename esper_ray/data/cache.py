@@ -6,15 +6,22 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.data.sources import DataSource, Splits
+from esper_ray.data.checks import require_sound_samples, require_sound_tokens
+from esper_ray.data.hub import read_hub
+from esper_ray.data.source import SPLIT_NAMES, DataSource
+from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
 from esper_ray.errors import DatasetError
 
-_STATISTICS = "statistics.json"
+_FACTS = "facts.json"
+_FORMAT = 2
+"""Raise it when the files of a prepared data set change."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +30,26 @@ class PreparedData:
 
     Attributes:
         folder: where its files lie.
-        mean, std: of the training inputs, one per channel, in the units of the stored values.
+        mean, std: of the training inputs, one per channel, in the units of the stored values; empty for a text.
+        classes: number of classes that its labels need; for a text, of tokens.
     """
 
     folder: Path
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    classes: int
 
     def split(self, name: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns inputs (N, C, H, W) uint8 and targets (N,) int64 of a split, memory-mapped, at most `limit` of them.
+        """Returns inputs (N, …) and targets (N,) int64 of a split, memory-mapped, at most `limit` of them."""
+        return self._open(f"{name}_inputs")[:limit], self._open(f"{name}_targets")[:limit]
 
-        Mapped copy-on-write: the pages are shared between processes, and torch asks for writable memory.
-        """
-        inputs, targets = (np.load(self.folder / f"{name}_{part}.npy", mmap_mode="c") for part in ("inputs", "targets"))
-        return torch.from_numpy(inputs[:limit]), torch.from_numpy(targets[:limit])
+    def tokens(self, name: str) -> Tensor:
+        """Returns the tokens of a text's split, (N,) uint8 or uint16, memory-mapped."""
+        return self._open(f"{name}_tokens")
+
+    def _open(self, name: str) -> Tensor:
+        """Maps copy-on-write: the pages are shared between processes, and torch asks for writable memory."""
+        return torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="c"))
 
 
 def cache_folder() -> Path:
@@ -45,42 +58,81 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esper_ray"
 
 
-def prepare(source: DataSource, data_dir: Path | None = None) -> PreparedData:
+def prepare(
+    source: DataSource, data_dir: Path | None = None, *, hub: bool = False, tokenizer: str = "bytes"
+) -> PreparedData:
     """Reads the data set if this machine has not done so before, and opens it.
 
     Safe when several processes do it at once: each writes a folder of its own and the first to rename it wins.
 
+    Args:
+        data_dir: folder with its files; None: where the source looks by itself.
+        hub: fetch it from the Hugging Face hub instead.
+        tokenizer: of a text: "bytes" or "gpt2".
+
     Raises:
-        DatasetError: the data set is missing, truncated or altered, or the cache cannot be written.
+        DatasetError: the data set is missing, truncated or altered, has values that no training can use, or the cache
+            cannot be written.
     """
-    files = source.find(data_dir)
-    identity = [source.version, [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]]
-    fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{source.name}-{fingerprint}"
+    if hub and data_dir is not None:
+        raise DatasetError("--hub and --data-dir exclude each other; leave one out")
+    files = [] if hub else source.find(data_dir)
+    encoder = make_tokenizer(tokenizer, data_dir, hub) if source.kind == "text" else None
+    origin = source.hub.repository if hub and source.hub else ""
+    folder = cache_folder() / f"{source.name}-{_fingerprint(source, origin, tokenizer, files, encoder)}"
     if not folder.is_dir():
-        splits = source.read(files)
+        content = read_hub(source) if hub else source.read(files)
+        arrays, facts = _tokens(source, content, encoder) if encoder else _samples(source, content)
         try:
-            _write(splits, folder)
+            _write(arrays, facts, folder)
         except OSError as error:
             raise DatasetError(
                 f"the data cache {folder.parent} cannot be written: {error.strerror}; "
                 "name another folder in the environment variable ESPER_RAY_CACHE"
             ) from error
-    statistics = json.loads((folder / _STATISTICS).read_text())
-    return PreparedData(folder, tuple(statistics["mean"]), tuple(statistics["std"]))
+    facts = json.loads((folder / _FACTS).read_text())
+    return PreparedData(folder, tuple(facts["mean"]), tuple(facts["std"]), facts["classes"])
 
 
-def _write(splits: Splits, folder: Path) -> None:
+def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Path], encoder: Tokenizer | None) -> str:
+    """Returns a text that changes with everything the prepared data follows from."""
+    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *(encoder.files if encoder else ())]]
+    identity = [_FORMAT, source.version, origin, tokenizer if encoder else None, stats]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+
+def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Returns what is stored of labelled samples: the arrays, and the facts about them."""
+    splits = require_sound_samples(source.name, splits)
+    inputs = splits["train"][0]
+    others = (0, *range(2, inputs.ndim))  # all dimensions but the channel's
+    std = inputs.std(axis=others)
+    facts = {
+        "mean": inputs.mean(axis=others).tolist(),
+        "std": np.where(std > 0, std, 1.0).tolist(),  # a constant channel becomes 0
+        "classes": 1 + max(int(targets.max()) for _, targets in splits.values()),
+    }
+    arrays = {}
+    for name in SPLIT_NAMES:
+        arrays[f"{name}_inputs"], arrays[f"{name}_targets"] = splits[name]
+    return arrays, facts
+
+
+def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Returns what is stored of a text: the arrays, and the facts about them."""
+    tokens = require_sound_tokens(source.name, {name: encoder.encode(texts) for name, texts in documents.items()})
+    facts = {"mean": [], "std": [], "classes": 1 + max(int(part.max()) for part in tokens.values())}
+    return {f"{name}_tokens": tokens[name] for name in SPLIT_NAMES}, facts
+
+
+def _write(arrays: dict[str, NDArray[Any]], facts: dict[str, Any], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / "data"
         partial.mkdir()
-        for name, (inputs, targets) in splits.items():
-            np.save(partial / f"{name}_inputs.npy", np.ascontiguousarray(inputs))
-            np.save(partial / f"{name}_targets.npy", targets)
-        inputs = splits["train"][0]
-        statistics = {"mean": inputs.mean(axis=(0, 2, 3)).tolist(), "std": inputs.std(axis=(0, 2, 3)).tolist()}
-        (partial / _STATISTICS).write_text(json.dumps(statistics))
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", np.ascontiguousarray(array))
+        (partial / _FACTS).write_text(json.dumps(facts))
         try:
             partial.rename(folder)
         except OSError:

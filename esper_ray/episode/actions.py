@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -39,10 +40,16 @@ class ActionTable:
         self.names: tuple[str, ...] = (Decision.WAIT.value, *germinate, Decision.FOSSILIZE.value, Decision.CULL.value)
 
     @classmethod
-    def of(cls, model: MorphogeneticModel) -> "ActionTable":
-        """Returns the actions for the blueprints that fit the model's slot."""
+    def of(cls, model: MorphogeneticModel, device: str | torch.device = "cpu") -> "ActionTable":
+        """Returns the actions for the blueprints that fit the model's slot and can be trained on `device`."""
         slot = model.seed_slot
-        return cls([b.blueprint_id for b in list_blueprints(slot.topology, slot.width)])
+        return cls([b.blueprint_id for b in list_blueprints(slot.topology, slot.width, device)])
+
+    @classmethod
+    def from_names(cls, names: Sequence[str]) -> "ActionTable":
+        """Returns the table whose `names` these are."""
+        prefix = f"{Decision.GERMINATE.value}_"
+        return cls([name.removeprefix(prefix).lower() for name in names if name.startswith(prefix)])
 
     def __len__(self) -> int:
         return len(self.names)

@@ -15,7 +15,8 @@ from esper_ray.episode.host_run import EpochReport, HostRun
 from esper_ray.episode.observation import ObservationTable
 from esper_ray.episode.record import EpisodeRecord, EpochRecord
 from esper_ray.episode.rewards import REWARD_MODES, RewardInput, SlotMoment
-from esper_ray.tasks import TaskSpec, create_model, load_task_data
+from esper_ray.seeding import seeded
+from esper_ray.tasks import TaskSpec, create_model, load_task_data, with_tokenizer
 
 Observation = dict[str, NDArray[Any]]
 
@@ -47,13 +48,14 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         data_dir: Path | None = None,
         truncate: bool = False,
     ) -> None:
+        task = with_tokenizer(task, data_dir)
         task.require_reachable_probation()
         self.task = task
         self._device = device
         self._truncate = truncate
         self._data = load_task_data(task, device, data_dir)
-        with torch.device("meta"):
-            self.action_table = ActionTable.of(create_model(task, "meta"))
+        with seeded(0):
+            self.action_table = ActionTable.of(create_model(task), device)
         self.observation_table = ObservationTable(self.action_table.blueprint_ids)
         mask = np.zeros(len(self.action_table), dtype=np.int8)
         self._legal = LegalActions(mask)
@@ -95,11 +97,11 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             IllegalActionError: the mask forbids the action.
         """
         run = self.run
-        before = run.slot_moment()
+        before, loss_before = run.slot_moment(), run.val_loss
         run.decide(int(action))
         stage = run.model.seed_slot.stage.name
         report = run.train_epoch()
-        components = self._reward(self._reward_input(before, int(action), report), self.task.reward)
+        components = self._reward(self._reward_input(before, loss_before, int(action), report), self.task.reward)
         reward = sum(components.values())
         self._epochs.append(self._epoch_record(int(action), stage, report, reward, components))
         info: dict[str, Any] = {
@@ -116,7 +118,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         self._legal.mask = mask
         return {"observations": self.observation_table.observe(self.run.view()), "action_mask": mask}
 
-    def _reward_input(self, before: SlotMoment, action: int, report: EpochReport) -> RewardInput:
+    def _reward_input(self, before: SlotMoment, loss_before: float, action: int, report: EpochReport) -> RewardInput:
         run = self.run
         return RewardInput(
             before=before,
@@ -125,6 +127,9 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             rolled_back=report.failure is not None,
             is_final=run.is_over,
             kept_accuracy=run.kept_accuracy,
+            loss_before=loss_before,
+            loss_after=run.kept_loss if run.is_over else run.val_loss,
+            uniform_loss=self.task.uniform_loss,
             added_parameters=run.kept_parameters,
             host_parameters=run.host_parameters,
         )
@@ -163,6 +168,8 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             final_val_accuracy=run.outcome.val_accuracy,
             final_val_loss=run.outcome.val_loss,
             kept_val_accuracy=run.kept_accuracy,
+            kept_val_loss=run.kept_loss,
+            kept_blueprint=run.kept_blueprint,
             final_stage=run.model.seed_slot.stage.name,
             host_parameters=run.host_parameters,
             added_parameters=run.kept_parameters,

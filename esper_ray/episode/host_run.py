@@ -57,7 +57,7 @@ class HostRun:
         self._device = device
         with seeded(derive_seed(episode_seed, Stream.HOST), device):
             self.model = create_model(task, device)
-        self.actions = ActionTable.of(self.model)
+        self.actions = ActionTable.of(self.model, device)
         self.epoch = 0
         self.outcome: EpochOutcome | None = None
         self._gradients: GradientStats | None = None
@@ -118,12 +118,29 @@ class HostRun:
         return self.model.active_seed_params if self.model.seed_slot.stage == SeedStage.FOSSILIZED else 0
 
     @property
+    def kept_blueprint(self) -> str | None:
+        """Blueprint of the fossilized seed, or None."""
+        state = self.model.seed_state
+        return state.blueprint_id if state is not None and state.stage == SeedStage.FOSSILIZED else None
+
+    @property
     def kept_accuracy(self) -> float:
         """Validation accuracy, percent, of what is kept: a seed that is not FOSSILIZED is dropped first."""
         if self.outcome is None:
             return 0.0
-        fossilized = self.model.seed_slot.stage == SeedStage.FOSSILIZED
-        return self.outcome.val_accuracy if fossilized else self.outcome.accuracy_without_seed
+        return self.outcome.val_accuracy if self.kept_blueprint else self.outcome.accuracy_without_seed
+
+    @property
+    def kept_loss(self) -> float:
+        """Validation loss, nats, of what is kept."""
+        if self.outcome is None:
+            return self.task.uniform_loss
+        return self.outcome.val_loss if self.kept_blueprint else self.outcome.loss_without_seed
+
+    @property
+    def val_loss(self) -> float:
+        """Validation loss, nats, of the host as it is; before the first epoch that of a uniform guess."""
+        return self.outcome.val_loss if self.outcome else self.task.uniform_loss
 
     # --- decisions -----------------------------------------------------------------------------------------------
 
@@ -229,11 +246,17 @@ class HostRun:
                 probe = evaluate(self.model, loader, criterion, self._device, task_type)
             loss, accuracy = probe.loss_without_seed, probe.accuracy_without_seed
             change = probe.loss - probe.loss_without_seed
-            return EpochOutcome(train_loss, train_accuracy, loss, accuracy, accuracy, probe_loss_change=change)
+            return EpochOutcome(train_loss, train_accuracy, loss, accuracy, loss, accuracy, probe_loss_change=change)
         found = evaluate(self.model, loader, criterion, self._device, task_type)
         contribution = found.accuracy - found.accuracy_without_seed if slot.alpha > 0 else None
         return EpochOutcome(
-            train_loss, train_accuracy, found.loss, found.accuracy, found.accuracy_without_seed, contribution
+            train_loss,
+            train_accuracy,
+            found.loss,
+            found.accuracy,
+            found.loss_without_seed,
+            found.accuracy_without_seed,
+            contribution,
         )
 
     def _measure_seed(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:

@@ -15,7 +15,8 @@ from esper_ray.training import GradientStats
 _STEP_SCALE = 100
 _PLATEAU_SCALE = 10
 _ACCURACY_DELTA_SCALE = 10.0
-_CONTRIBUTION_SCALE = 50.0
+POINTS_SCALE = 50.0
+"""Percentage points that are 1 in the observation of a contribution or an improvement."""
 _GRADIENT_CAP = 10.0
 _STAGES_SHOWN = tuple(stage for stage in SeedStage if stage not in (SeedStage.UNKNOWN, SeedStage.RESETTING))
 
@@ -147,7 +148,7 @@ def _history_features() -> list[Feature]:
 def _slot_features() -> list[Feature]:
     return [
         Feature("seed_present", 0, 1, "a seed, live or fossilized, sits in the slot", lambda v: float(v.occupied)),
-        Feature("stage", 0, 1, "stage number ÷ 10", lambda v: v.stage / len(SeedStage)),
+        Feature("stage", 0, 1, "stage number ÷ 11", lambda v: v.stage / len(SeedStage)),
         Feature(
             "epochs_in_stage",
             0,
@@ -161,7 +162,7 @@ def _slot_features() -> list[Feature]:
             -2,
             2,
             "validation accuracy gained since the stage began ÷ 50 points",
-            _seed(lambda s: s.improvement_in_stage / _CONTRIBUTION_SCALE),
+            _seed(lambda s: s.improvement_in_stage / POINTS_SCALE),
         ),
         Feature(
             "free_slots", 0, 1, "slots in which a seed may germinate", lambda v: float(v.stage == SeedStage.DORMANT)
@@ -171,7 +172,7 @@ def _slot_features() -> list[Feature]:
             -2,
             2,
             "counterfactual contribution ÷ 50 points",
-            _seed(lambda s: (s.contribution or 0.0) / _CONTRIBUTION_SCALE),
+            _seed(lambda s: (s.contribution or 0.0) / POINTS_SCALE),
         ),
         Feature(
             "host_gradient_norm",
@@ -226,7 +227,7 @@ def _telemetry_features() -> list[Feature]:
             "change of validation accuracy with the seed in the slot ÷ 10 points",
             lambda v: v.signals.accuracy_delta / _ACCURACY_DELTA_SCALE if v.occupied else 0.0,
         ),
-        Feature("seed_stage", 0, 1, "stage number of the seed ÷ 10", _seed(lambda s: s.stage / len(SeedStage))),
+        Feature("seed_stage", 0, 1, "stage number of the seed ÷ 11", _seed(lambda s: s.stage / len(SeedStage))),
         Feature("seed_alpha", 0, 1, "alpha of the seed", _seed(lambda s: s.alpha)),
         Feature(
             "seed_episode_time",
@@ -285,6 +286,7 @@ class ObservationTable:
             *_policy_features(),
         )
         self.names = tuple(feature.name for feature in self.features)
+        self.index = {name: i for i, name in enumerate(self.names)}
         self._low = np.array([feature.low for feature in self.features], dtype=np.float32)
         self._high = np.array([feature.high for feature in self.features], dtype=np.float32)
 

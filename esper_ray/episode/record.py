@@ -51,6 +51,8 @@ class EpisodeRecord:
     Attributes:
         final_val_accuracy: of the host as it was after the last epoch, percent.
         kept_val_accuracy: of what is kept: a seed that is not FOSSILIZED is dropped first. Percent.
+        kept_val_loss: of what is kept, nats.
+        kept_blueprint: blueprint of the fossilized seed, or None.
         added_parameters: parameters of the fossilized seed, else 0.
         seconds: wall time of the episode.
         epochs: one record per epoch.
@@ -61,6 +63,8 @@ class EpisodeRecord:
     final_val_accuracy: float
     final_val_loss: float
     kept_val_accuracy: float
+    kept_val_loss: float
+    kept_blueprint: str | None
     final_stage: str
     host_parameters: int
     added_parameters: int

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log2
+from math import isfinite, log2
 
 from esper_ray.episode.actions import Decision
 from esper_ray.lifecycle import SeedStage
@@ -18,6 +18,7 @@ _STAGE_POTENTIAL = {
 }
 _POTENTIAL_PER_EPOCH = 0.3
 _POTENTIAL_EPOCH_CAP = 2.0
+_LOSS_CLIP = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class RewardInput:
         rolled_back: the governor rolled this epoch back.
         is_final: the episode ends with this step.
         kept_accuracy: validation accuracy of what is kept, percent; read on the final step only.
+        loss_before, loss_after: validation loss before and after the epoch, nats; on the final step `loss_after` is
+            that of what is kept. Before the first epoch it is `uniform_loss`.
+        uniform_loss: loss of a uniform guess, nats.
         added_parameters: parameters of the fossilized seed, else 0; read on the final step only.
         host_parameters: parameters of the host alone.
     """
@@ -51,6 +55,9 @@ class RewardInput:
     rolled_back: bool
     is_final: bool
     kept_accuracy: float
+    loss_before: float
+    loss_after: float
+    uniform_loss: float
     added_parameters: int
     host_parameters: int
 
@@ -89,22 +96,59 @@ def gain(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
     """
     lost_at_end = step.is_final and step.after.stage != SeedStage.FOSSILIZED
     after_attributed = 0.0 if lost_at_end else step.after.attributed
+    return _scaled(
+        {
+            "attributed": settings.gain_weight * (after_attributed - step.before.attributed),
+            "kept_accuracy": settings.kept_accuracy_weight * step.kept_accuracy if step.is_final else 0.0,
+            "rent": -settings.gain_weight * settings.rent * _doublings_at_end(step),
+            **_common(step, settings),
+        },
+        settings,
+    )
+
+
+def loss(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
+    """Pays each improvement of the validation loss, in units of a typical one; a regression costs half as much.
+
+    One step counts as five typical ones at most. At the end the loss is that of what is kept, the share of the way from
+    a uniform guess to the target loss is paid, and rent is settled: a doubling costs what `rent` typical improvements
+    earn. The host's own progress is paid as well.
+    """
+    improvement = (step.loss_before - step.loss_after) / settings.typical_loss_delta
+    improvement = min(_LOSS_CLIP, max(-_LOSS_CLIP, improvement if isfinite(improvement) else -_LOSS_CLIP))
+    way = (step.uniform_loss - step.loss_after) / (step.uniform_loss - settings.target_loss)
+    return _scaled(
+        {
+            "loss": settings.loss_weight * (improvement if improvement > 0 else improvement / 2),
+            "target": settings.loss_weight * min(1.0, max(0.0, way)) if step.is_final else 0.0,
+            "rent": -settings.loss_weight * settings.rent * _doublings_at_end(step),
+            **_common(step, settings),
+        },
+        settings,
+    )
+
+
+def _common(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
+    """Returns the components that every mode with a stage potential has."""
     after_potential = 0.0 if step.is_final else stage_potential(step.after)
     costs = {
         Decision.GERMINATE: settings.germinate_cost,
         Decision.FOSSILIZE: settings.fossilize_cost,
         Decision.CULL: settings.cull_cost,
     }
-    doublings = growth_doublings(step.added_parameters, step.host_parameters) if step.is_final else 0.0
-    components = {
-        "attributed": settings.gain_weight * (after_attributed - step.before.attributed),
+    return {
         "potential": settings.potential_weight * (settings.discount * after_potential - stage_potential(step.before)),
         "intervention": -costs.get(step.decision, 0.0),
-        "kept_accuracy": settings.kept_accuracy_weight * step.kept_accuracy if step.is_final else 0.0,
-        "rent": -settings.gain_weight * settings.rent * doublings,
         "governor": -settings.rollback_penalty if step.rolled_back else 0.0,
     }
+
+
+def _doublings_at_end(step: RewardInput) -> float:
+    return growth_doublings(step.added_parameters, step.host_parameters) if step.is_final else 0.0
+
+
+def _scaled(components: dict[str, float], settings: RewardSettings) -> dict[str, float]:
     return {name: settings.scale * value for name, value in components.items()}
 
 
-REWARD_MODES: dict[str, Callable[[RewardInput, RewardSettings], dict[str, float]]] = {"gain": gain}
+REWARD_MODES: dict[str, Callable[[RewardInput, RewardSettings], dict[str, float]]] = {"gain": gain, "loss": loss}

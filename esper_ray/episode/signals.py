@@ -16,7 +16,7 @@ class EpochOutcome:
     """What one epoch measured. Losses in nats, accuracies in percent.
 
     Attributes:
-        accuracy_without_seed: validation accuracy with alpha forced to 0.
+        loss_without_seed, accuracy_without_seed: validation loss and accuracy with alpha forced to 0.
         contribution: validation accuracy − accuracy_without_seed; None while alpha is 0.
         probe_loss_change: change of the validation loss at alpha 0.1, measured in TRAINING only; else None.
     """
@@ -25,6 +25,7 @@ class EpochOutcome:
     train_accuracy: float
     val_loss: float
     val_accuracy: float
+    loss_without_seed: float
     accuracy_without_seed: float
     contribution: float | None = None
     probe_loss_change: float | None = None

@@ -1,11 +1,16 @@
 """The convolutional host."""
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.models.hosts import host
 
 
+@host("cnn")
 class CNNHost(nn.Module):
     """Blocks of 3×3 convolution without bias, batch norm, ReLU and 2×2 max-pool; global average pool; linear head.
 
@@ -13,19 +18,35 @@ class CNNHost(nn.Module):
     a quarter of the size and a seed costs a quarter of the time.
 
     Args:
-        in_channels: channels of the image.
+        input_shape: (channels, height, width) of an image; height and width at least 2**blocks.
         classes: number of classes.
         base_channels: channels c of the first block; the next have 2c, 4c, ….
         blocks: number of blocks; each halves height and width.
 
     Shape:
-        input (N, in_channels, H, W) float, H and W at least 2**blocks; output (N, classes) logits.
+        input (N, channels, height, width) float; output (N, classes) logits.
+
+    Raises:
+        ConfigurationError: the image is too small for the blocks.
     """
 
     topology = "cnn"
 
-    def __init__(self, in_channels: int, classes: int, base_channels: int, blocks: int = 3) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        classes: int,
+        *,
+        base_channels: Annotated[int, Field(ge=1)] = 8,
+        blocks: Annotated[int, Field(ge=1)] = 3,
+    ) -> None:
         super().__init__()
+        in_channels, height, width = input_shape
+        if min(height, width) < 2**blocks:
+            raise ConfigurationError(
+                f"host.blocks={blocks} halves the image {blocks} times and needs at least {2**blocks}×{2**blocks}; "
+                f"the image has {height}×{width}: use fewer blocks"
+            )
         widths = [base_channels * 2**i for i in range(blocks)]
         self.injection_points: dict[str, int] = {f"block{i}_post": width for i, width in enumerate(widths, start=1)}
         self.default_slot = "block1_post" if blocks == 1 else "block2_post"

@@ -5,16 +5,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedState
+from esper_ray.errors import ConfigurationError, EsperError, unknown_name
+from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedStage, SeedState
+from esper_ray.models.blueprints import build_seed, list_blueprints
 from esper_ray.models.slot import SeedSlot
+from esper_ray.seeding import seeded
 
 
 class MorphogeneticModel(nn.Module):
     """A host that a seed can grow in.
 
     Any module can be the host if it has `injection_points: dict[str, int]` (slot id → feature width) and
-    `register_slot(slot_id, module)`. It may have `topology` ("cnn" unless it says otherwise) and `default_slot`.
+    `register_slot(slot_id, module)`. It may have `topology` ("cnn" unless it says otherwise; features are then
+    (N, width, …), of any other topology (N, …, width)) and `default_slot`.
 
     Args:
         host: the host network.
@@ -34,9 +37,14 @@ class MorphogeneticModel(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
+        name = type(host).__name__
         points = cast("dict[str, int]", getattr(host, "injection_points", {}))
         if not points:
-            raise ConfigurationError(f"{type(host).__name__} has no injection points; give it `injection_points`")
+            raise ConfigurationError(
+                f"host {name} has no injection points; give it `injection_points`, a dict of slot id → feature width"
+            )
+        if not callable(getattr(host, "register_slot", None)):
+            raise ConfigurationError(f"host {name} cannot take a slot; give it `register_slot(slot_id, module)`")
         self.slot_id = slot_id or str(getattr(host, "default_slot", next(iter(points))))
         if self.slot_id not in points:
             raise ConfigurationError(unknown_name("injection point", self.slot_id, points))
@@ -48,6 +56,41 @@ class MorphogeneticModel(nn.Module):
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.seed_slot.memory_format = torch.channels_last
+
+    def require_sound(self, inputs: Tensor, classes: int) -> None:
+        """Runs the host once, in evaluation mode, and checks what it says about itself.
+
+        Args:
+            inputs: samples (N, …), such as the task's.
+            classes: number of outputs.
+
+        Raises:
+            ConfigurationError: the host fails on them, does not run its slot, brings it features of another width, or
+                returns outputs of another size; or a blueprint of its topology is not fit for its features.
+        """
+        name, slot = type(self.host).__name__, self.seed_slot
+        self.eval()
+        try:
+            with torch.no_grad():
+                outputs = self(inputs)
+        except EsperError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"host {name} fails on inputs of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+            ) from error
+        if outputs.shape[-1] != classes:
+            raise ConfigurationError(f"host {name} must return {classes} logits, got shape {tuple(outputs.shape)}")
+        if slot.feature_shape is None:
+            raise ConfigurationError(f"host {name} does not run the module that it was given for '{self.slot_id}'")
+        width = slot.feature_shape[0 if slot.topology == "cnn" else -1]
+        if width != slot.width:
+            raise ConfigurationError(
+                f"host {name} states width {slot.width} for '{self.slot_id}', but brings features {slot.feature_shape}"
+            )
+        for blueprint in list_blueprints(slot.topology, slot.width, inputs.device):
+            with seeded(0):
+                slot.require_fits(build_seed(blueprint.blueprint_id, slot.topology, slot.width), blueprint.blueprint_id)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dim() == 4:
@@ -92,6 +135,28 @@ class MorphogeneticModel(nn.Module):
     def cull_seed(self, reason: str = "culled") -> GateResult:
         """Removes a live seed; see `SeedSlot.cull`."""
         return self.seed_slot.cull(reason)
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """Returns copies, on the CPU, of the weights and buffers of what is kept: the host and a FOSSILIZED seed."""
+        fossilized = self.seed_slot.stage == SeedStage.FOSSILIZED
+        of_slot = {id(tensor) for tensor in self.seed_slot.state_dict(keep_vars=True).values()}
+        everything = self.host.state_dict(keep_vars=True)
+        kept = {name: tensor for name, tensor in everything.items() if fossilized or id(tensor) not in of_slot}
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
+
+    def load_kept_weights(self, weights: dict[str, Tensor], blueprint_id: str | None) -> None:
+        """Takes up what `kept_weights` returned, with a fossilized seed of `blueprint_id` in the empty slot.
+
+        Raises:
+            ConfigurationError: the weights are another host's, or the blueprint is unknown.
+        """
+        if blueprint_id is not None:
+            self.seed_slot.place_fossil(blueprint_id, "kept")
+        try:
+            self.host.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(f"these weights do not fit host {type(self.host).__name__}: {reason}") from error
 
     def get_seed_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the module in the slot."""

@@ -50,6 +50,7 @@ class SeedSlot(nn.Module):
         self._forced_alpha: float | None = None
         self._paired = False
         self._isolation_probe: dict[str, Tensor] = {}
+        self._feature_shape: tuple[int, ...] | None = None
 
     # --- what the slot holds -------------------------------------------------------------------------------------
 
@@ -77,7 +78,14 @@ class SeedSlot(nn.Module):
 
     # --- forward -------------------------------------------------------------------------------------------------
 
+    @property
+    def feature_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's features, as the host first brought them here; None until it has."""
+        return self._feature_shape
+
     def forward(self, features: Tensor) -> Tensor:
+        if self._feature_shape is None:
+            self._feature_shape = tuple(features.shape[1:])
         if self.seed is None or self.state is None:
             return features
         if self.state.stage in _INCUBATING and self._forced_alpha is None:
@@ -97,11 +105,14 @@ class SeedSlot(nn.Module):
         """Shows the host its own features, and the seed the task's gradient.
 
         The detached input requires a gradient because on torch 2.13.0 (CPU) the backward of GroupNorm ends the
-        process when its input is channels_last and requires none.
+        process when its input is channels_last and requires none. What the seed draws from the generators is put
+        back, so that the host's own dropout is that of a run without the seed.
         """
         assert self.seed is not None
         entering = features.view_as(features)
-        leaving = straight_through(entering, self.seed(entering.detach().requires_grad_()))
+        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+            grown = self.seed(entering.detach().requires_grad_())
+        leaving = straight_through(entering, grown)
         if entering.requires_grad:
             entering.register_hook(lambda gradient: self._isolation_probe.update(entering=gradient))
             leaving.register_hook(lambda gradient: self._isolation_probe.update(leaving=gradient))
@@ -163,11 +174,18 @@ class SeedSlot(nn.Module):
         if not gate.passed:
             raise LifecycleError(gate.message)
         seed = build_seed(blueprint_id, self.topology, self.width)
-        self._require_shape_kept(seed, blueprint_id)
+        self.require_fits(seed, blueprint_id)
         seed.to(self._anchor.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.seed = seed.train(self.training)
         self.state = state
         state.enter(SeedStage.GERMINATED)
+        return state
+
+    def place_fossil(self, blueprint_id: str, seed_id: str) -> SeedState:
+        """Builds a seed straight into its final stage, for weights that were grown elsewhere; errors of `germinate`."""
+        state = self.germinate(blueprint_id, seed_id)
+        state.enter(SeedStage.FOSSILIZED)
+        state.alpha = 1.0
         return state
 
     def advance_stage(self, target: SeedStage) -> GateResult:
@@ -254,11 +272,24 @@ class SeedSlot(nn.Module):
         self.state.alpha = 0.0
         self._isolation_probe.clear()
 
-    def _require_shape_kept(self, seed: nn.Module, blueprint_id: str) -> None:
-        shape = (1, self.width, _PROBE_SIDE, _PROBE_SIDE) if self.topology == "cnn" else (1, _PROBE_SIDE, self.width)
-        with torch.no_grad():
-            after = tuple(seed.eval()(torch.zeros(shape)).shape)
+    def require_fits(self, seed: nn.Module, blueprint_id: str) -> None:
+        """Runs a new seed on a probe of the slot's feature shape.
+
+        Raises:
+            LifecycleError: it fails on such features, or changes their shape.
+        """
+        shape = (1, *(self._feature_shape or self._usual_feature_shape()))
+        try:
+            with torch.no_grad():
+                after = tuple(seed.eval()(torch.zeros(shape)).shape)
+        except Exception as error:
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' fails on features of shape {shape}: {type(error).__name__}: {error}"
+            ) from error
         if after != shape:
             raise LifecycleError(
                 f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {after}"
             )
+
+    def _usual_feature_shape(self) -> tuple[int, ...]:
+        return (self.width, _PROBE_SIDE, _PROBE_SIDE) if self.topology == "cnn" else (_PROBE_SIDE, self.width)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Any
 
 import ray
@@ -29,13 +30,13 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from esper_ray.episode import EpisodeRecord, Policy
+from esper_ray.episode import Policy
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEpisode
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
-from esper_ray.orchestration.tickets import Ticket, assign
+from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
 from esper_ray.seeding import Stream, derive_seed, seed_global
 from esper_ray.tasks import TaskSpec
 
@@ -57,6 +58,7 @@ def build_config(
     seed: int,
     data_dir: str | None = None,
     board: str | None = None,
+    plugins: Sequence[str] = (),
 ) -> PPOConfig:
     """Returns the RLlib configuration of a run. The batch size follows from the episodes; fragments are whole episodes.
 
@@ -64,6 +66,7 @@ def build_config(
         iterations: over which the schedules of learning rate and entropy run.
         data_dir: folder of the data set on the actors' machines.
         board: name of the progress board actor.
+        plugins: modules that the actors import first.
     """
     steps = task.max_epochs * episodes_per_iteration
     total_steps = max(1, iterations * steps)
@@ -71,7 +74,12 @@ def build_config(
         PPOConfig(algo_class=EpisodePPO)
         .environment(
             ActorEnv,
-            env_config={"task": task.model_dump(mode="json"), "data_dir": data_dir, "board": board},
+            env_config={
+                "task": task.model_dump(mode="json"),
+                "data_dir": data_dir,
+                "board": board,
+                "plugins": list(plugins),
+            },
         )
         .env_runners(
             env_runner_cls=EpisodeRunner,
@@ -123,6 +131,12 @@ class EpisodePPO(PPO):
     Each iteration is a set of tickets, shared out evenly over the actors. An actor plays one ticket at a time; its
     driver waits for as long as that takes. If the actor is lost, it is restarted with the present weights and plays
     the same ticket again, so every iteration holds exactly its episodes.
+
+    Attributes:
+        episodes: of the last iteration, by ticket.
+        keep_above: kept validation accuracy, percent, above which an episode's weights come with it; at first no
+            episode's do.
+        actors_lost: actors that were lost and replaced so far.
     """
 
     def _setup_logdir(self) -> None:
@@ -143,7 +157,8 @@ class EpisodePPO(PPO):
         deterministic = torch.are_deterministic_algorithms_enabled()
         super().setup(config)
         torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
-        self.records: list[tuple[Ticket, EpisodeRecord]] = []
+        self.episodes: list[FinishedEpisode] = []
+        self.keep_above = inf
         self.actors_lost = 0
         self._force_weights()
 
@@ -156,25 +171,35 @@ class EpisodePPO(PPO):
         """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
         tickets = assign(self.episodes_per_iteration, self.config.num_env_runners, self.iteration, self.config.seed)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket))
+            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_above))
             self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
-        self.records = _records(played)
+        self.episodes = [_finished(episode) for episode in played]
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self._update([episode.rollout for episode in played])
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
+    def action_names(self) -> tuple[str, ...]:
+        """Returns the names of the actions, as an actor on its device has them."""
+        names: list[tuple[str, ...]] = self.env_runner_group.foreach_env_runner(
+            "action_names", local_env_runner=False, remote_worker_ids=[1]
+        )
+        return names[0]
+
     def play_scripted(
-        self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[EpisodeRecord], None] | None = None
-    ) -> list[tuple[Ticket, EpisodeRecord]]:
+        self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[FinishedEpisode], None] | None = None
+    ) -> list[FinishedEpisode]:
         """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket."""
         policy_ref = ray.put(policy)
 
         def seen(episode: PlayedEpisode) -> None:
-            if on_episode is not None and episode.record is not None:
-                on_episode(episode.record)
+            if on_episode is not None:
+                on_episode(_finished(episode))
 
-        return _records(self._play(tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref), seen))
+        played = self._play(
+            tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_above), seen
+        )
+        return [_finished(episode) for episode in played]
 
     def _update(self, rollouts: Sequence[Any]) -> None:
         """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
@@ -294,5 +319,6 @@ class EpisodePPO(PPO):
         )
 
 
-def _records(played: Iterable[PlayedEpisode]) -> list[tuple[Ticket, EpisodeRecord]]:
-    return [(episode.ticket, episode.record) for episode in played if episode.record is not None]
+def _finished(episode: PlayedEpisode) -> FinishedEpisode:
+    assert episode.record is not None, "a failure has been raised before"
+    return FinishedEpisode(episode.ticket, episode.record, episode.weights)

@@ -4,10 +4,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
+
+from esper_ray.errors import ConfigurationError, EsperError
+from esper_ray.plugins import load_plugins, shipped_modules
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -18,13 +23,19 @@ _QUIET = {
 
 
 @contextmanager
-def local_ray(num_cpus: int | None = None, num_gpus: int | None = None) -> Iterator[None]:
+def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins: Sequence[str] = ()) -> Iterator[None]:
     """Uses the Ray that this process is connected to, or else starts a local one and ends it afterwards.
 
     Args:
         num_cpus, num_gpus: what a new local Ray offers; None: what the machine has.
+        plugins: loaded modules that actors will import. A new Ray gets their source; one that runs already must have
+            them, or have been started with `plugin_environment`.
+
+    Raises:
+        ConfigurationError: a plugin does not import inside Ray.
     """
     if ray.is_initialized():
+        _require_importable(plugins)
         yield
         return
     for name, value in _QUIET.items():
@@ -40,12 +51,31 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None) -> Itera
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=plugin_environment(plugins),
                 _temp_dir=session,
             )
+        _require_importable(plugins)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(session, ignore_errors=True)
+
+
+def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the Ray runtime environment that carries the plugins' source to every machine; None without any."""
+    modules = shipped_modules(plugins)
+    return {"py_modules": modules} if modules else None
+
+
+def _require_importable(plugins: Sequence[str]) -> None:
+    if plugins:
+        try:
+            ray.get(ray.remote(num_cpus=0)(load_plugins).remote(list(plugins)))
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            raise ConfigurationError(
+                f"inside the actors: {cause if isinstance(cause, EsperError) else error}"
+            ) from error
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,43 +39,28 @@ class PPOSettings(BaseModel):
     """Widths of the tanh layers; policy and value function have networks of their own."""
 
 
-class TrainConfig(BaseModel):
-    """Train a stage policy with PPO over parallel hosts."""
+class TaskChoice(BaseModel):
+    """Which task, and what is different about it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    config: Path | None = None
-    """YAML file of the settings below, see tune_configs/; flags override it."""
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
-    iterations: int = Field(16, ge=1)
-    """Learner updates, each on the episodes of one iteration."""
-    runners: int | None = Field(None, ge=1)
-    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""
-    episodes_per_iteration: int | None = Field(None, ge=1)
-    """Episodes played for each learner update, over all actors. Unset: the task's."""
+    plugin: tuple[str, ...] = ()
+    """Modules to import first, here and in every actor: they register hosts, blueprints, data and tasks of your own."""
     max_epochs: int | None = Field(None, ge=1)
     """Host epochs of one episode. Unset: the task's."""
-    seed: int = Field(0, ge=0)
-    """Base seed; the run follows from it, the configuration and the number of actors."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
-    out: Path | None = None
-    """Run folder. Unset: runs/TASK-DATE-TIME."""
-    overwrite: bool = False
-    """Replace a run that the folder already holds."""
+    slot: str | None = None
+    """Injection point of the slot, such as block3_post. Unset: the task's."""
     data_dir: Path | None = None
     """Folder of the data set, for tasks that need one."""
-    wait_only_episodes: int | None = Field(None, ge=0)
-    """Episodes that never grow a seed, played first for comparison. Unset: as many as an iteration has."""
-    checkpoint_every: int = Field(10, ge=1)
-    """Iterations between checkpoints; there is always one at the end."""
+    hub: bool = False
+    """Fetch the data set from the Hugging Face hub; needs the extra [hub]."""
     set: tuple[str, ...] = ()
     """Task settings to change, as KEY=VALUE; `esper-ray tasks NAME` lists the keys."""
-    ppo: PPOSettings = PPOSettings()
 
     def task_overrides(self) -> dict[str, Any]:
-        """Returns dotted task setting → value, from `set` and `max_epochs`.
+        """Returns dotted task setting → value, from `set` and the flags that stand for one.
 
         Raises:
             ConfigurationError: an entry of `set` is not KEY=VALUE, or VALUE cannot be read.
@@ -88,9 +74,67 @@ class TrainConfig(BaseModel):
                 overrides[key.strip()] = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise ConfigurationError(f"--set {key.strip()}: '{value}' is not a value; quote it") from None
-        if self.max_epochs is not None:
-            overrides["max_epochs"] = self.max_epochs
-        return overrides
+        flags = {"max_epochs": self.max_epochs, "host.slot": self.slot, "data.hub": self.hub or None}
+        return overrides | {key: value for key, value in flags.items() if value is not None}
+
+
+class RunChoice(TaskChoice):
+    """Where a run plays its episodes, and where it writes."""
+
+    runners: int | None = Field(None, ge=1)
+    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""
+    seed: int = Field(0, ge=0)
+    """Base seed; the run follows from it, the configuration and the number of actors."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
+    out: Path | None = None
+    """Run folder. Unset: runs/TASK-DATE-TIME."""
+    overwrite: bool = False
+    """Replace a run that the folder already holds."""
+    keep_hosts: int = Field(3, ge=0)
+    """Best grown hosts whose weights are kept, for `esper-ray export`."""
+
+
+class TrainConfig(RunChoice):
+    """Train a stage policy with PPO over parallel hosts."""
+
+    config: Path | None = None
+    """YAML file of these settings, see tune_configs/; flags override it."""
+    iterations: int = Field(16, ge=1)
+    """Learner updates, each on the episodes of one iteration."""
+    episodes_per_iteration: int | None = Field(None, ge=1)
+    """Episodes played for each learner update, over all actors. Unset: the task's."""
+    wait_only_episodes: int | None = Field(None, ge=0)
+    """Episodes that never grow a seed, played first for comparison. Unset: as many as an iteration has."""
+    checkpoint_every: int = Field(10, ge=1)
+    """Iterations between checkpoints; there is always one at the end."""
+    ppo: PPOSettings = PPOSettings()
+
+
+class HeuristicConfig(RunChoice):
+    """Play episodes with the heuristic policy: blueprints in turn, keep what helps."""
+
+    episodes: int = Field(32, ge=1)
+    """Episodes to play, over all actors."""
+
+
+class ExportConfig(BaseModel):
+    """Write a grown host of a run as plain weights with code that needs torch only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    episode: int | None = Field(None, ge=1)
+    """Episode to export, by its number in episodes.jsonl; grown again if its weights were not kept. Unset: the best."""
+    best: bool = False
+    """Export the host with the highest kept validation accuracy of those that were kept, as without --episode."""
+    out: Path | None = None
+    """Folder to write. Unset: exports/episode_NUMBER in the run folder."""
+    data_dir: Path | None = None
+    """Folder of the data set. Unset: the run's."""
+    plugin: tuple[str, ...] = ()
+    """Modules to import besides the run's own plugins."""
 
 
 def load_config(path: Path) -> TrainConfig:

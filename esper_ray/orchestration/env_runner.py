@@ -17,6 +17,7 @@ from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.placement import assigned_device
 from esper_ray.orchestration.progress import ProgressReporter
 from esper_ray.orchestration.tickets import Ticket
+from esper_ray.plugins import load_plugins
 from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks import TaskSpec
 
@@ -28,6 +29,7 @@ class PlayedEpisode:
     Attributes:
         rollout: observations, actions, rewards for the learner; None for a scripted policy.
         record: the episode's record; None if it failed.
+        weights: those of what the episode kept, if it was good enough.
         metrics: RLlib's own metrics of the actor.
         failure: the traceback if the episode raised.
     """
@@ -35,6 +37,7 @@ class PlayedEpisode:
     ticket: Ticket
     rollout: SingleAgentEpisode | None = None
     record: EpisodeRecord | None = None
+    weights: dict[str, torch.Tensor] | None = None
     metrics: dict[str, Any] | None = None
     failure: str | None = None
 
@@ -47,10 +50,12 @@ class ActorEnv(MorphogenesisEnv):
     from the episode seed, so that the action which RLlib samples next follows from it as well.
 
     Args:
-        context: "task" (settings of a `TaskSpec`), "data_dir", "board" (name of the progress board, or None).
+        context: "task" (settings of a `TaskSpec`), "data_dir", "board" (name of the progress board, or None),
+            "plugins" (modules to import first).
     """
 
     def __init__(self, context: EnvContext) -> None:
+        load_plugins(context["plugins"])
         task = TaskSpec.model_validate(context["task"])
         data_dir = Path(context["data_dir"]) if context["data_dir"] else None
         # RLlib switches this on when it seeds an actor; torch then fills every new tensor, a third of a small epoch.
@@ -83,24 +88,37 @@ class ActorEnv(MorphogenesisEnv):
 class EpisodeRunner(SingleAgentEnvRunner):
     """An EnvRunner that plays whole episodes, one ticket at a time. A failure is returned, never hidden."""
 
-    def play(self, ticket: Ticket) -> PlayedEpisode:
-        """Plays one episode with the present weights, sampling the actions."""
+    def action_names(self) -> tuple[str, ...]:
+        """Returns the names of the actions on this actor's device."""
+        return self._host_env().action_table.names
+
+    def play(self, ticket: Ticket, keep_above: float) -> PlayedEpisode:
+        """Plays one episode with the present weights, sampling the actions.
+
+        Args:
+            ticket: which episode.
+            keep_above: return what was grown if its kept validation accuracy is above this, percent.
+        """
         try:
             self._host_env().episode_seed = ticket.episode_seed
             (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")
-            return PlayedEpisode(ticket, rollout, record, self.get_metrics())
+            return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_above), self.get_metrics())
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
 
-    def play_scripted(self, ticket: Ticket, policy: Policy) -> PlayedEpisode:
-        """Plays one episode with a policy that does not learn."""
+    def play_scripted(self, ticket: Ticket, policy: Policy, keep_above: float) -> PlayedEpisode:
+        """Plays one episode with a policy that does not learn; `keep_above` as in `play`."""
         try:
             env = self._host_env()
             env.episode_seed = ticket.episode_seed
-            return PlayedEpisode(ticket, record=play_episode(env, policy, ticket.episode_seed))
+            record = play_episode(env, policy, ticket.episode_seed)
+            return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_above))
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
+
+    def _weights(self, record: EpisodeRecord, keep_above: float) -> dict[str, torch.Tensor] | None:
+        return self._host_env().run.model.kept_weights() if record.kept_val_accuracy > keep_above else None
 
     def _host_env(self) -> ActorEnv:
         return cast(ActorEnv, self.env.unwrapped.envs[0].unwrapped)

@@ -33,6 +33,7 @@ def episode_metrics(records: Sequence[EpisodeRecord], action_names: Sequence[str
     return {
         "return": fmean(record.episode_return for record in records),
         "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),
+        "kept_val_loss": fmean(record.kept_val_loss for record in records),
         "kept_val_accuracy_std": stdev(r.kept_val_accuracy for r in records) if len(records) > 1 else 0.0,
         "final_val_accuracy": fmean(record.final_val_accuracy for record in records),
         "added_parameters": fmean(record.added_parameters for record in records),

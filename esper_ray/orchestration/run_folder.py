@@ -14,12 +14,15 @@ from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.tickets import FinishedEpisode
 
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
 _EPISODES = "episodes.jsonl"
 _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
+HOSTS = "hosts"
+EXPORTS = "exports"
 _EVENTS = "events.out.tfevents.*"
 
 
@@ -38,6 +41,38 @@ def require_usable(path: Path, overwrite: bool) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"--out {path} cannot be written: no permission in {existing}; name another folder")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns what config.json of a run holds.
+
+    Raises:
+        RunFolderError: there is no run at `path`, or the file is damaged.
+    """
+    try:
+        config: dict[str, Any] = json.loads((path / _CONFIG).read_text())
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} holds no run: {_CONFIG} cannot be read ({error.strerror}); name a run folder"
+        ) from None
+    except ValueError as error:
+        raise RunFolderError(f"{path / _CONFIG} is damaged: {error}") from None
+    return config
+
+
+def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
+    """Returns the rows of episodes.jsonl by the number of the episode.
+
+    Raises:
+        RunFolderError: the file cannot be read, or is damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in (path / _EPISODES).read_text().splitlines()]
+    except OSError as error:
+        raise RunFolderError(f"{path / _EPISODES} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunFolderError(f"{path / _EPISODES} is damaged: {error}") from None
+    return {row["episode"]: row for row in rows}
 
 
 class RunFolder:
@@ -69,11 +104,19 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
-        shutil.rmtree(self.path / _CHECKPOINTS, ignore_errors=True)
+        for folder in (_CHECKPOINTS, HOSTS, EXPORTS):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
-    def add_episode(self, row: Mapping[str, Any]) -> None:
-        """Appends a row to episodes.jsonl."""
-        self._episodes.write(json.dumps(row) + "\n")
+    @property
+    def hosts(self) -> Path:
+        """Where the weights of the best grown hosts lie."""
+        return self.path / HOSTS
+
+    def add_episode(self, number: int, iteration: int, episode: FinishedEpisode) -> None:
+        """Appends a row to episodes.jsonl. Both numbers count from 1, `number` over the whole run."""
+        ticket = episode.ticket
+        place = {"episode": number, "iteration": iteration, "runner": ticket.runner, "number": ticket.number}
+        self._episodes.write(json.dumps(place | episode.record.as_row()) + "\n")
 
     def add_iteration(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl, and its numbers to the TensorBoard events."""

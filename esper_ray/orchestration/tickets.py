@@ -1,7 +1,10 @@
-"""The ledger's unit: which actor owes which episode."""
+"""The ledger's units: which actor owes which episode, and what came of it."""
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from esper_ray.episode import EpisodeRecord
 from esper_ray.seeding import Stream, derive_seed
 
 
@@ -23,6 +26,15 @@ class Ticket:
     def episode_seed(self) -> int:
         """The episode seed: it follows from base seed, runner index and episode number alone."""
         return derive_seed(self.base_seed, Stream.EPISODE, self.runner, self.number)
+
+
+@dataclass(frozen=True)
+class FinishedEpisode:
+    """An episode that was played to its end; with the weights of what it kept, if they were wanted."""
+
+    ticket: Ticket
+    record: EpisodeRecord
+    weights: dict[str, Tensor] | None
 
 
 def assign(episodes: int, runners: int, round_number: int, base_seed: int) -> list[Ticket]:

@@ -1,9 +1,12 @@
-"""Wait, act at random, follow a fixed schedule."""
+"""Wait, act at random, follow a fixed schedule, repeat what was done before."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from esper_ray.episode import ActionTable
 from esper_ray.episode.env import Observation
+from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.seeding import Stream, derive_seed
 
 
@@ -66,3 +69,32 @@ class SchedulePolicy:
         if epoch >= self._fossilize_at and mask[self._fossilize]:
             return self._fossilize
         return ActionTable.WAIT
+
+
+class ReplayPolicy:
+    """Repeats the decisions of a recorded episode.
+
+    Args:
+        actions: the action table of the task.
+        decisions: names of the actions, one per epoch.
+
+    Raises:
+        ConfigurationError: the table lacks one of them.
+    """
+
+    def __init__(self, actions: ActionTable, decisions: Sequence[str]) -> None:
+        known = {name: action for action, name in enumerate(actions.names)}
+        for name in decisions:
+            if name not in known:
+                raise ConfigurationError(unknown_name("action", name, known))
+        self._decisions = [known[name] for name in decisions]
+        self._epoch = 0
+
+    def start_episode(self, episode_seed: int) -> None:
+        """Starts over."""
+        self._epoch = 0
+
+    def act(self, observation: Observation) -> int:
+        """Returns the recorded action of this epoch."""
+        self._epoch += 1
+        return self._decisions[self._epoch - 1]

@@ -4,33 +4,56 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from esper_ray.data import BatchLoader, get_source, prepare
-from esper_ray.errors import ConfigurationError
-from esper_ray.models import CNNHost, MorphogeneticModel
+from esper_ray.data import (
+    BatchLoader,
+    PreparedData,
+    SampleLoader,
+    TokenLoader,
+    crop_and_flip,
+    find_gpt2_tokenizer,
+    get_source,
+    prepare,
+)
+from esper_ray.errors import ConfigurationError, DatasetError
+from esper_ray.models import MorphogeneticModel, build_host
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.spec import TaskSpec
 
 _EVALUATION_BATCH = 1000
+_AUGMENTATIONS = {"none": None, "crop_and_flip": crop_and_flip}
 
 
 def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> MorphogeneticModel:
     """Builds a task's host with an empty slot, initialised from torch's global random state. Loads no data.
 
     Raises:
-        ConfigurationError: the task is unknown, or the host has no such injection point.
+        ConfigurationError: the task is unknown, or its host does not fit it or has no such injection point.
     """
     spec = get_task_spec(task) if isinstance(task, str) else task
-    smallest = 2**spec.host.blocks
-    if min(spec.input_shape[1:]) < smallest:
-        height, width = spec.input_shape[1:]
-        raise ConfigurationError(
-            f"host.blocks={spec.host.blocks} halves the image {spec.host.blocks} times and needs at least "
-            f"{smallest}×{smallest}; {spec.name} has {height}×{width}: use fewer blocks"
-        )
-    host = CNNHost(spec.input_shape[0], spec.classes, spec.host.base_channels, spec.host.blocks)
+    host = build_host(spec.host.kind, spec.input_shape, spec.classes, spec.host.options)
     lifecycle = spec.lifecycle.resolved(spec.max_epochs)
     return MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last).to(device)
+
+
+def require_sound(task: TaskSpec) -> None:
+    """Tries out the task's host and every blueprint that it could grow, on one made-up sample on the CPU.
+
+    Raises:
+        ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`.
+    """
+    dtype = torch.long if task.task_type == "lm" else torch.float32
+    create_model(task).require_sound(torch.zeros(1, *task.input_shape, dtype=dtype), task.classes)
+
+
+def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
+    """Returns the task with the tokenizer "auto" replaced by what this machine has: GPT-2's, or else bytes."""
+    if task.data.tokenizer != "auto":
+        return task
+    found = find_gpt2_tokenizer(data_dir, task.data.hub)
+    data = task.data.model_copy(update={"tokenizer": "gpt2" if found else "bytes"})
+    return TaskSpec.model_validate({**dict(task), "data": data})
 
 
 @dataclass(frozen=True)
@@ -45,15 +68,11 @@ def load_task_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir:
     """Opens a task's data, preparing it first if this machine has not done so before.
 
     Raises:
-        DatasetError: the data set is missing, truncated or altered; the message says where it looked.
+        DatasetError: the data set is missing, truncated or altered (the message says where it looked), or does not fit
+            the task: other shapes, more classes, too little text for one sequence.
     """
-    prepared = prepare(get_source(task.data.source), data_dir)
-    train = prepared.split("train", task.data.train_samples)
-    validation = prepared.split("validation", task.data.validation_samples)
-    return TaskData(
-        BatchLoader(*train, task.data.batch_size, device, prepared.mean, prepared.std, shuffle=True),
-        BatchLoader(*validation, _EVALUATION_BATCH, device, prepared.mean, prepared.std),
-    )
+    prepared = prepare_data(task, data_dir)
+    return TaskData(_loader(task, prepared, "train", device), _loader(task, prepared, "validation", device))
 
 
 def load_test_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir: Path | None = None) -> BatchLoader:
@@ -62,5 +81,62 @@ def load_test_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir:
     Raises:
         DatasetError: as `load_task_data`.
     """
-    prepared = prepare(get_source(task.data.source), data_dir)
-    return BatchLoader(*prepared.split("test"), _EVALUATION_BATCH, device, prepared.mean, prepared.std)
+    return _loader(task, prepare_data(task, data_dir), "test", device)
+
+
+def prepare_data(task: TaskSpec, data_dir: Path | None = None) -> PreparedData:
+    """Prepares and opens a task's data set, and checks that it fits the task.
+
+    Raises:
+        DatasetError: as `load_task_data`.
+    """
+    source = get_source(task.data.source)
+    if (source.kind == "text") != (task.task_type == "lm"):
+        raise ConfigurationError(
+            f"task {task.name} is of type {task.task_type}, but its data source {source.name} holds {source.kind}: a "
+            "text needs task_type='lm', samples need 'classification'"
+        )
+    tokenizer = "bytes" if task.data.tokenizer == "auto" else task.data.tokenizer
+    prepared = prepare(source, data_dir, hub=task.data.hub, tokenizer=tokenizer)
+    if prepared.classes > task.classes:
+        raise DatasetError(
+            f"labels of {source.name} run up to {prepared.classes - 1}, out of range for the {task.classes} classes of "
+            f"task {task.name}: mend the labels, or give the task {prepared.classes} classes"
+        )
+    return prepared
+
+
+def _loader(task: TaskSpec, prepared: PreparedData, split: str, device: str | torch.device) -> BatchLoader:
+    settings = task.data
+    training = split == "train"
+    limit = {"train": settings.train_samples, "validation": settings.validation_samples}.get(split)
+    if task.task_type == "lm":
+        return _token_loader(task, prepared.tokens(split), split, device, limit)
+    inputs, targets = prepared.split(split, limit)
+    if tuple(inputs.shape[1:]) != task.input_shape:
+        raise DatasetError(
+            f"samples of {settings.source} have shape {tuple(inputs.shape[1:])}, task {task.name} says "
+            f"{task.input_shape}: correct its input_shape"
+        )
+    return SampleLoader(
+        inputs,
+        targets,
+        settings.batch_size if training else _EVALUATION_BATCH,
+        device,
+        prepared.mean,
+        prepared.std,
+        shuffle=training,
+        augmentation=_AUGMENTATIONS[settings.augmentation] if training else None,
+    )
+
+
+def _token_loader(
+    task: TaskSpec, tokens: Tensor, split: str, device: str | torch.device, limit: int | None
+) -> TokenLoader:
+    (length,) = task.input_shape
+    if len(tokens) <= length:
+        raise DatasetError(
+            f"the {split} split of {task.data.source} has {len(tokens)} tokens, too few for one sequence of {length} "
+            "and its last target: lower data.sequence_length, or give it more text"
+        )
+    return TokenLoader(tokens, length, task.data.batch_size, device, shuffle=split == "train", limit=limit)

@@ -1,16 +1,14 @@
-"""The named tasks."""
+"""The registry of tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
 from pydantic import ValidationError
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.lifecycle import LifecycleSettings
-from esper_ray.tasks.settings import DataSettings, DecisionSettings, HostSettings
+from esper_ray.tasks.settings import HostSettings
 from esper_ray.tasks.spec import TaskSpec
-from esper_ray.training import OptimizerSettings
 
 _TASKS: dict[str, TaskSpec] = {}
 
@@ -18,12 +16,14 @@ _IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes",
 """What makes a task this task; no override changes it."""
 
 
-def register_task(task: TaskSpec) -> TaskSpec:
-    """Adds a task under its name.
+def register_task(task: TaskSpec | Callable[[], TaskSpec]) -> TaskSpec:
+    """Adds a task under its name; also decorates a function that returns one.
 
     Raises:
         ConfigurationError: the name is taken.
     """
+    if not isinstance(task, TaskSpec):
+        task = task()
     if task.name in _TASKS:
         raise ConfigurationError(f"task '{task.name}' is already registered")
     _TASKS[task.name] = task
@@ -44,8 +44,12 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     if name not in _TASKS:
         raise ConfigurationError(unknown_name("task", name, _TASKS))
     values = _TASKS[name].model_dump()
+    overrides = dict(overrides or {})
+    kind = overrides.get("host.kind", values["host"]["kind"])
+    if kind != values["host"]["kind"]:  # another host has other options; its own defaults stand in for them
+        values["host"] = HostSettings(kind=kind).model_dump()
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         if key not in known:
             raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
@@ -78,46 +82,3 @@ def _dotted_keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     for key, value in values.items():
         keys += _dotted_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
     return keys
-
-
-register_task(
-    TaskSpec(
-        name="digits",
-        summary="a host of one narrow block on 8×8 handwritten digits; seconds per episode, no download",
-        input_shape=(1, 8, 8),
-        classes=10,
-        max_epochs=25,
-        data=DataSettings(source="digits", batch_size=64),
-        host=HostSettings(base_channels=8, blocks=1),
-        host_optimizer=OptimizerSettings(lr=0.02, weight_decay=5e-4),
-        seed_optimizer=OptimizerSettings(lr=0.05),
-        lifecycle=LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2),
-        decisions=DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3),
-    )
-)
-register_task(
-    TaskSpec(
-        name="fashion_mnist",
-        summary="a narrow host of two blocks on 10,000 images of Fashion-MNIST",
-        input_shape=(1, 28, 28),
-        classes=10,
-        max_epochs=25,
-        episodes_per_iteration=8,
-        data=DataSettings(source="fashion_mnist", train_samples=10_000, validation_samples=2_000, batch_size=128),
-        host=HostSettings(base_channels=4, blocks=2),
-        lifecycle=LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2),
-        decisions=DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3),
-    )
-)
-register_task(
-    TaskSpec(
-        name="cifar10",
-        summary="a deliberately weak host of three blocks on CIFAR-10",
-        input_shape=(3, 32, 32),
-        classes=10,
-        max_epochs=75,
-        episodes_per_iteration=8,
-        data=DataSettings(source="cifar10", batch_size=128),
-        host=HostSettings(base_channels=8, blocks=3),
-    )
-)

@@ -1,8 +1,10 @@
 """The parts of a task. Every default stands here once; `registry.py` says where a task departs from it."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from esper_ray.models import host_options
 
 
 class _Settings(BaseModel):
@@ -10,30 +12,55 @@ class _Settings(BaseModel):
 
 
 class HostSettings(_Settings):
-    """The host network."""
+    """The host network. Beside the fields here it has the options of its kind, each with its default.
 
-    kind: Literal["cnn"] = "cnn"
-    base_channels: int = Field(8, ge=1)
-    """Channels of the first block; each further block doubles them."""
-    blocks: int = Field(3, ge=1)
-    """Blocks of convolution and pooling."""
+    Raises:
+        ConfigurationError: the kind or an option is unknown, or a value is not valid.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str = "cnn"
+    """Name of a registered host."""
     slot: str | None = None
     """Injection point of the slot. Unset: the host's default."""
     channels_last: bool = True
-    """Memory layout of images and weights."""
+    """Memory layout of images and of the weights that meet them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_options_of_the_kind(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        own = {name: value for name, value in given.items() if name in cls.model_fields}
+        options = {name: value for name, value in given.items() if name not in cls.model_fields}
+        return own | host_options(str(given.get("kind", cls.model_fields["kind"].default)), options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the options of the kind."""
+        return dict(self.model_extra or {})
 
 
 class DataSettings(_Settings):
     """The data set and how much of it is used."""
 
     source: str
-    """Name of the data source."""
+    """Name of a registered data source."""
     train_samples: int | None = Field(None, ge=1)
-    """Training samples used. Unset: all."""
+    """Training samples of an epoch: of images always the first ones, of a text sequences from all over. Unset: all."""
     validation_samples: int | None = Field(None, ge=1)
     """Validation samples used. Unset: all."""
     batch_size: int = Field(64, ge=1)
     """Samples per training batch."""
+    augmentation: Literal["none", "crop_and_flip"] = "none"
+    """Of training images. crop_and_flip: shift by up to 4 pixels, mirror every second one."""
+    sequence_length: int | None = Field(None, ge=1)
+    """Tokens per sample of a text."""
+    tokenizer: Literal["bytes", "gpt2", "auto"] = "bytes"
+    """Of a text. auto: GPT-2's where it is on this machine, else bytes; `config.json` says which it was."""
+    hub: bool = False
+    """Fetch the data set from the Hugging Face hub; needs the extra [hub]."""
 
 
 class DecisionSettings(_Settings):
@@ -49,6 +76,21 @@ class DecisionSettings(_Settings):
     """Epochs count toward stabilisation once the loss is below this share of a uniform guess."""
     min_cull_age: int = Field(10, ge=0)
     """CULL once the seed is this many epochs old."""
+
+
+class HeuristicSettings(_Settings):
+    """The heuristic policy. When it may germinate or cull at all is the action mask's affair."""
+
+    cull_after: int = Field(5, ge=1)
+    """CULL after this many epochs in a stage …"""
+    cull_drop: float = Field(2.0, ge=0)
+    """… if accuracy has fallen by more than this many points since the stage began."""
+    penalty_per_cull: float = Field(2.0, ge=0)
+    """What a cull adds to the penalty of its blueprint."""
+    penalty_decay: float = Field(0.5, ge=0, le=1)
+    """What is left of a penalty after an epoch."""
+    max_penalty: float = Field(3.0, gt=0)
+    """A blueprint whose penalty has reached this is skipped."""
 
 
 class GovernorSettings(_Settings):
@@ -77,16 +119,22 @@ class GovernorSettings(_Settings):
 class RewardSettings(_Settings):
     """The reward."""
 
-    mode: Literal["gain"] = "gain"
-    """`gain`: pays each change of the accuracy that is attributed to the seed."""
+    mode: Literal["gain", "loss"] = "gain"
+    """`gain`: pays each change of the accuracy that is attributed to the seed; `loss`: each change of the loss."""
     scale: float = Field(0.05, gt=0)
     """Factor on every component; brings returns to order 1 to 10."""
     gain_weight: float = Field(3.0, ge=0)
     """Reward per attributed percentage point."""
     kept_accuracy_weight: float = Field(0.05, ge=0)
     """Reward per percentage point of kept accuracy at the end."""
+    loss_weight: float = Field(5.0, ge=0)
+    """`loss`: reward per typical change of the validation loss, and for reaching the target at the end."""
+    typical_loss_delta: float = Field(0.05, gt=0)
+    """`loss`: what a good epoch takes off the validation loss, nats."""
+    target_loss: float = Field(0.0, ge=0)
+    """`loss`: validation loss that a host of this kind could reach, nats."""
     rent: float = Field(1.0, ge=0)
-    """ρ: percentage points that a doubling of the host's parameters must earn."""
+    """ρ: what a doubling of the host's parameters must earn: percentage points; in `loss`, typical changes."""
     potential_weight: float = Field(0.3, ge=0)
     """Weight of the stage potential, which telescopes to 0 over an episode."""
     germinate_cost: float = Field(0.02, ge=0)

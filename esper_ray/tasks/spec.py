@@ -1,13 +1,22 @@
 """A task: everything that an episode depends on besides the policy and the seed."""
 
+from collections.abc import Mapping
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from esper_ray.data import VOCABULARIES
 from esper_ray.errors import ConfigurationError
 from esper_ray.lifecycle import LifecycleSettings
-from esper_ray.tasks.settings import DataSettings, DecisionSettings, GovernorSettings, HostSettings, RewardSettings
+from esper_ray.tasks.settings import (
+    DataSettings,
+    DecisionSettings,
+    GovernorSettings,
+    HeuristicSettings,
+    HostSettings,
+    RewardSettings,
+)
 from esper_ray.training import OptimizerSettings
 
 
@@ -19,9 +28,11 @@ class TaskSpec(BaseModel):
     name: str
     summary: str
     task_type: Literal["classification", "lm"] = "classification"
-    input_shape: tuple[int, ...]
-    """Shape of one sample: (channels, height, width)."""
+    """What is predicted: a class for each sample, or ("lm") the next token at each place of a text."""
+    input_shape: tuple[int, ...] = Field(min_length=1)
+    """Shape of one sample, (channels, height, width) of an image; of a text it follows from `data.sequence_length`."""
     classes: int = Field(ge=2)
+    """Number of classes; of a text, of tokens: it follows from `data.tokenizer`."""
     max_epochs: int = Field(25, ge=1)
     """Epochs of one episode: its budget, after which it terminates."""
     lr_decay_epochs: int = Field(5, ge=0)
@@ -34,8 +45,20 @@ class TaskSpec(BaseModel):
     seed_optimizer: OptimizerSettings = OptimizerSettings(lr=0.01)
     lifecycle: LifecycleSettings = LifecycleSettings()
     decisions: DecisionSettings = DecisionSettings()
+    heuristic: HeuristicSettings = HeuristicSettings()
     governor: GovernorSettings = GovernorSettings()
     reward: RewardSettings = RewardSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_of_a_text(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("task_type") != "lm":
+            return given
+        data = DataSettings.model_validate(given["data"])
+        if data.sequence_length is None:
+            raise ValueError("a task of type lm needs data.sequence_length")
+        vocabulary = VOCABULARIES.get(data.tokenizer, VOCABULARIES["bytes"])
+        return {**given, "data": data, "input_shape": (data.sequence_length,), "classes": vocabulary}
 
     @property
     def uniform_loss(self) -> float:

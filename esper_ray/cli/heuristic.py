@@ -1,0 +1,38 @@
+"""`esper-ray heuristic`: plays episodes of the heuristic policy and says what came of them."""
+
+import warnings
+
+from esper_ray.cli.display import make_display
+from esper_ray.cli.train import INTERRUPTED, journeys
+from esper_ray.orchestration.config import HeuristicConfig
+from esper_ray.orchestration.heuristic import HeuristicResult, play_heuristic
+
+
+def run_heuristic(config: HeuristicConfig) -> int:
+    """Plays, prints the summary, and returns the exit code."""
+    warnings.filterwarnings("ignore")
+    with make_display() as display:
+        result = play_heuristic(config, display)
+    print("\n".join(_summary(result)))
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _summary(result: HeuristicResult) -> list[str]:
+    plan = result.plan
+    lines = [
+        "",
+        f"{'Interrupted' if result.interrupted else 'Done'} after {len(result.records)} of {plan.episodes} episodes of "
+        f"the heuristic policy, {result.seconds / 60:.1f} minutes.",
+    ]
+    if result.records:
+        accuracy, error = result.kept_val_accuracy
+        lines.append(
+            f"Kept validation accuracy: {accuracy:.1f} % (standard error {error:.1f}), loss "
+            f"{result.means['kept_val_loss']:.3f} nats. Parameters added, on average: "
+            f"{result.means['added_parameters']:,.0f}."
+        )
+        taken = ", ".join(f"{name} {count}" for name, count in result.means["actions"].items() if count)
+        fossilized = sum(record.kept_blueprint is not None for record in result.records)
+        lines += [f"Decisions: {taken}.", journeys(result.means["episodes_reaching"], fossilized)]
+    lines += [f"Run folder: {plan.out}", f"Next: esper-ray export {plan.out} --best"]
+    return lines

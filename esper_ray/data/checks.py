@@ -1,0 +1,68 @@
+"""What every data set must be, whoever reads it: whole, finite, labelled, not empty."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esper_ray.data.source import SPLIT_NAMES, Split
+from esper_ray.errors import DatasetError
+
+
+def require_sound_samples(name: str, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Returns the splits with inputs as uint8 or float32 and labels as int64.
+
+    Raises:
+        DatasetError: a split is missing or empty, inputs and labels do not fit, a value is not finite, or a label is
+            not a whole number from 0; the message names the split and the sample.
+    """
+    _require_splits(name, splits)
+    return {split: _sound_split(f"the {split} split of {name}", *splits[split]) for split in SPLIT_NAMES}
+
+
+def require_sound_tokens(name: str, splits: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns the splits of a text.
+
+    Raises:
+        DatasetError: a split is missing or empty.
+    """
+    _require_splits(name, splits)
+    for split in SPLIT_NAMES:
+        _require_content(f"the {split} split of {name}", splits[split])
+    return dict(splits)
+
+
+def _require_splits(name: str, splits: Mapping[str, Any]) -> None:
+    missing = [split for split in SPLIT_NAMES if split not in splits]
+    if missing:
+        raise DatasetError(f"{name} has no split {', '.join(missing)}: its reader must return {', '.join(SPLIT_NAMES)}")
+
+
+def _require_content(where: str, values: NDArray[Any]) -> None:
+    if len(values) == 0:
+        raise DatasetError(f"{where} is empty: give it samples, or share out the data otherwise")
+
+
+def _sound_split(where: str, inputs: NDArray[Any], labels: NDArray[Any]) -> Split:
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    _require_content(where, inputs)
+    if inputs.ndim < 2 or labels.shape != (len(inputs),):
+        raise DatasetError(
+            f"{where} does not fit together: expected inputs (N, …) and labels (N,), "
+            f"got {inputs.shape} and {labels.shape}"
+        )
+    if inputs.dtype != np.uint8:
+        inputs = inputs.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1))
+        if len(bad):
+            raise DatasetError(
+                f"{where} has NaN or infinite values in {len(bad)} of {len(inputs)} samples, first in sample {bad[0]}: "
+                "mend them, or leave these samples out"
+            )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise DatasetError(
+            f"{where} has labels of type {labels.dtype} from {labels.min()} to {labels.max()}: "
+            "expected whole numbers from 0"
+        )
+    return inputs, labels.astype(np.int64)

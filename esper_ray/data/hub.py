@@ -1,0 +1,31 @@
+"""Fetching a data set from the Hugging Face hub. The library is loaded only when somebody asks for it."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from esper_ray.data.source import DataSource
+from esper_ray.errors import DatasetError
+
+
+def read_hub(source: DataSource) -> Any:
+    """Fetches a data set, or takes it from the library's own cache; returns what `source.read` returns.
+
+    Raises:
+        DatasetError: the library is not installed, the hub does not have the data set or cannot be reached.
+    """
+    if source.hub is None:
+        raise DatasetError(f"the hub has no copy of {source.name} that is known here; leave --hub out")
+    if find_spec("datasets") is None:
+        raise DatasetError("--hub needs the library datasets: pip install 'esper-ray[hub]'")
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source.hub.repository)
+        tables = {str(name): split.with_format("arrow")[:] for name, split in found.items()}
+    except Exception as error:  # network, hub and cache each raise their own
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            f"{source.name} cannot be fetched from the hub ({source.hub.repository}): {type(error).__name__}: "
+            f"{reason}; see to the network, or pass a folder with --data-dir"
+        ) from error
+    return source.hub.read(tables)

@@ -1,0 +1,149 @@
+"""Writing a grown host: weights, topology, and the code that runs it with torch alone."""
+
+import json
+import os
+import runpy
+import shutil
+import tempfile
+import textwrap
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper_ray.errors import EsperError
+from esper_ray.export.program import Deployed, Program, trace
+from esper_ray.models import MorphogeneticModel
+from esper_ray.tasks import PreparedData, TaskSpec, load_test_data
+
+WEIGHTS = "weights.safetensors"
+TOPOLOGY = "topology.json"
+MODEL = "model.py"
+_FORMAT = 1
+_BATCH = 1000
+
+Batch = tuple[Tensor, Tensor]
+
+
+def export_model(
+    model: MorphogeneticModel,
+    task: TaskSpec,
+    prepared: PreparedData,
+    data_dir: Path | None,
+    folder: Path,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes what the model keeps into `folder`, and measures on the test split what was written.
+
+    Args:
+        model: with an empty slot or a fossilized seed.
+        task: what it was trained on.
+        prepared: the task's data.
+        data_dir: folder of the data set, where the source needs one.
+        folder: made here; written under another name and renamed.
+        origin: where the host comes from, for topology.json.
+
+    Returns:
+        what topology.json holds.
+
+    Raises:
+        ConfigurationError: `torch.export` cannot trace the model.
+        EsperError: the written network does not compute what the model does.
+        DatasetError: the test split cannot be read.
+    """
+    deployed = Deployed(model, prepared, len(task.input_shape)).eval()
+    first = next(iter(_test_batches(task, prepared, data_dir)))[0]
+    program = trace(deployed, first[:2])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        save_file(program.tensors, temporary / WEIGHTS)
+        (temporary / MODEL).write_text(_model_source(program, model, task, first))
+        written = runpy.run_path(str(temporary / MODEL))["load"](temporary)
+        with torch.inference_mode():
+            if not torch.equal(written(first), deployed(first)):
+                raise EsperError(f"the exported {task.name} host does not compute what the grown one does; report this")
+        topology = _topology(program, model, task, first, origin)
+        topology["test"] = measure(written, _test_batches(task, prepared, data_dir))
+        (temporary / TOPOLOGY).write_text(json.dumps(topology, indent=2) + "\n")
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return topology
+
+
+@torch.inference_mode()
+def measure(network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """Returns accuracy (percent), mean loss (nats) and the number of predictions over all batches."""
+    loss, correct, count = 0.0, 0, 0
+    for inputs, targets in batches:
+        logits, targets = network(inputs).flatten(0, -2), targets.flatten()
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += int((logits.argmax(dim=1) == targets).sum())
+        count += len(targets)
+    return {"accuracy": 100.0 * correct / count, "loss": loss / count, "predictions": count}
+
+
+def _test_batches(task: TaskSpec, prepared: PreparedData, data_dir: Path | None) -> Iterator[Batch]:
+    """Yields the test split as it is stored."""
+    if task.task_type == "lm":
+        yield from load_test_data(task, "cpu", data_dir)
+        return
+    inputs, targets = prepared.split("test")
+    yield from zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
+
+
+def _model_source(program: Program, model: MorphogeneticModel, task: TaskSpec, first: Tensor) -> str:
+    grown = model.seed_state.blueprint_id if model.seed_state else "nothing"
+    names = json.dumps(program.weights, indent=4)
+    template = (files("esper_ray.export") / "template.py.txt").read_text()
+    return template.format(
+        title=f"A {type(model.host).__name__} that learned {task.name} and grew {grown} at {model.slot_id}.",
+        description_file=TOPOLOGY,
+        weights_file=WEIGHTS,
+        inputs=_shape_in_words(first),
+        outputs="logits (N, T, tokens)" if task.task_type == "lm" else "logits (N, classes)",
+        names=names,
+        trainable=json.dumps(program.trainable, indent=4),
+        memory_format="channels_last" if task.host.channels_last else "contiguous_format",
+        forward=textwrap.indent(program.forward, "    "),
+    )
+
+
+def _topology(
+    program: Program, model: MorphogeneticModel, task: TaskSpec, first: Tensor, origin: dict[str, Any]
+) -> dict[str, Any]:
+    state = model.seed_state
+    return {
+        "format": _FORMAT,
+        "origin": origin,
+        "task": {"name": task.name, "type": task.task_type, "classes": task.classes, "data": task.data.model_dump()},
+        "host": {
+            "class": type(model.host).__name__,
+            "kind": task.host.kind,
+            "options": task.host.options,
+            "parameters": sum(parameter.numel() for parameter in model.get_host_parameters()),
+            "injection_points": model.host.injection_points,
+        },
+        "slot": {"injection_point": model.slot_id, "width": model.seed_slot.width},
+        "seed": {"blueprint": state.blueprint_id, "parameters": model.active_seed_params} if state else None,
+        "input": {"shape": [None, *first.shape[1:]], "dtype": str(first.dtype).removeprefix("torch.")},
+        "weights": {name: list(tensor.shape) for name, tensor in program.tensors.items()},
+    }
+
+
+def _shape_in_words(first: Tensor) -> str:
+    return f"({', '.join(['N', *map(str, first.shape[1:])])}) {str(first.dtype).removeprefix('torch.')}"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,147 @@
+"""The five seed modules for transformer hosts, in the order in which the heuristic policy tries them.
+
+Features are (N, T, width). Each starts as the exact identity, because the last thing that it adds is multiplied by 0.
+"""
+
+import warnings
+from collections.abc import Callable
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper_ray.models.blueprints import blueprint
+
+_RANK = 8
+_HEADS = 4
+_EXPANSION = 4
+_PROBE_SHAPE = (1, 1, 16, 16)
+
+
+@blueprint("norm", topology="transformer")
+class LayerNormSeed(nn.Module):
+    """Layer-norm correction with a learned scale that starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        corrected: Tensor = features + self.scale * self.norm(features)
+        return corrected
+
+
+@blueprint("lora", topology="transformer")
+class LowRankSeed(nn.Module):
+    """Down to rank 8 and up again, residual; the way up starts at 0.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, _RANK, bias=False)
+        self.up = nn.Linear(_RANK, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        adapted: Tensor = features + self.up(self.down(features))
+        return adapted
+
+
+class _CausalAttention(nn.Module):
+    """Multi-head self-attention behind a layer norm, residual; the output projection starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = gcd(_HEADS, width)
+        self.norm = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.output = _zero_linear(width, width)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Maps (N, heads, T, width ÷ heads) each to the same shape; no position sees a later one."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> Tensor:
+        joined = self.queries_keys_values(self.norm(features))
+        queries, keys, values = joined.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = self.attend(queries, keys, values).transpose(1, 2).flatten(2)
+        grown: Tensor = features + self.output(attended)
+        return grown
+
+
+@blueprint("attention", topology="transformer")
+class AttentionSeed(_CausalAttention):
+    """Causal self-attention with 4 heads (fewer where they do not divide the width), residual."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Scaled dot-product attention, whatever kernel torch picks."""
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+
+
+@blueprint("mlp", topology="transformer")
+class MLPSeed(nn.Module):
+    """Layer norm, expansion by 4, GELU, back again; residual. The way back starts at 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, _EXPANSION * width)
+        self.contract = _zero_linear(_EXPANSION * width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        grown: Tensor = features + self.contract(F.gelu(self.expand(self.norm(features))))
+        return grown
+
+
+def _flex_attention_obstacle(device: torch.device) -> str | None:
+    """Trains one step of flex attention on `device`; returns what torch objects to, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = torch.zeros(*_PROBE_SHAPE, device=device, requires_grad=True)
+            _flex_attention(values, values, values).sum().backward()
+    except Exception as error:
+        first_sentence = str(error).split(". ")[0].split("\n")[0]
+        return f"torch {torch.__version__} on {device.type}: {first_sentence or type(error).__name__}"
+    return None
+
+
+@blueprint("flex_attention", topology="transformer", obstacle=_flex_attention_obstacle)
+class FlexAttentionSeed(_CausalAttention):
+    """As `attention`, by torch's FlexAttention; only where the torch build trains it on the device."""
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """FlexAttention with a causal block mask."""
+        return _flex_attention(queries, keys, values)
+
+
+_COMPILED: dict[str, Callable[..., Any]] = {}
+
+
+def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """FlexAttention with a causal mask; compiled on a GPU, where alone the fused kernel exists."""
+    from torch.nn.attention import flex_attention as flex
+
+    attend: Callable[..., Any] = flex.flex_attention
+    if queries.device.type == "cuda":
+        attend = _COMPILED.setdefault("cuda", torch.compile(flex.flex_attention))
+    length = queries.shape[-2]
+    mask = flex.create_block_mask(_is_causal, None, None, length, length, device=queries.device)
+    attended: Tensor = attend(queries, keys, values, block_mask=mask)
+    return attended
+
+
+def _is_causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

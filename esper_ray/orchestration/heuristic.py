@@ -1,0 +1,101 @@
+"""Episodes of the heuristic policy, on the same actors and with the same run folder as training."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from esper_ray.episode import ActionTable, EpisodeRecord
+from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.config import HeuristicConfig
+from esper_ray.orchestration.kept_hosts import KeptHosts
+from esper_ray.orchestration.metrics import episode_metrics, mean_with_error
+from esper_ray.orchestration.plan import RunObserver, RunPlan, started_run
+from esper_ray.orchestration.run_folder import RunFolder
+from esper_ray.orchestration.tickets import FinishedEpisode, assign
+from esper_ray.policies import HeuristicPolicy
+
+
+@dataclass
+class HeuristicResult:
+    """What the episodes came to.
+
+    Attributes:
+        records: of the episodes that were played to their end, by runner and number.
+        means: their row of metrics.jsonl; empty if there are none.
+        interrupted: the run was ended before its last episode.
+    """
+
+    plan: RunPlan
+    records: list[EpisodeRecord] = field(default_factory=list)
+    means: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def kept_val_accuracy(self) -> tuple[float, float]:
+        """Mean kept validation accuracy, percent, and its standard error."""
+        return mean_with_error([record.kept_val_accuracy for record in self.records])
+
+
+def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicResult:
+    """Plays the episodes and writes them down. Ctrl-C ends early; what was played to its end is written.
+
+    Raises:
+        EsperError: as `started_run`; before any actor starts, and nothing is written.
+        EpisodeFailedError: an episode raised, or its actor was lost too often.
+    """
+    started = time.monotonic()
+    with started_run(config) as (plan, algorithm, board), RunFolder(plan.out, plan.as_dict()) as folder:
+        result = HeuristicResult(plan)
+        observer.on_start(plan, board)
+        finished: dict[int, FinishedEpisode] = {}
+        try:
+            _play(config, plan, algorithm, folder, observer, finished)
+        except KeyboardInterrupt:
+            result.interrupted = True
+        finally:
+            board.close()
+            result.seconds = time.monotonic() - started
+            _write(folder, result, finished)
+    return result
+
+
+def _play(
+    config: HeuristicConfig,
+    plan: RunPlan,
+    algorithm: EpisodePPO,
+    folder: RunFolder,
+    observer: RunObserver,
+    finished: dict[int, FinishedEpisode],
+) -> None:
+    """Plays the episodes; enters each under its number in the run, without its weights, which are kept or dropped."""
+    tickets = assign(plan.episodes, plan.placement.runners, 0, config.seed)
+    numbers = {ticket: number for number, ticket in enumerate(tickets, start=1)}
+    kept = KeptHosts(folder.hosts, config.keep_hosts)
+    algorithm.keep_above = kept.threshold
+
+    def seen(episode: FinishedEpisode) -> None:
+        number = numbers[episode.ticket]
+        kept.offer(number, episode)
+        finished[number] = replace(episode, weights=None)
+        observer.on_scripted("heuristic", len(finished), plan.episodes)
+
+    policy = HeuristicPolicy.of(plan.task, ActionTable.from_names(plan.action_names))
+    algorithm.play_scripted(tickets, policy, seen)
+
+
+def _write(folder: RunFolder, result: HeuristicResult, finished: dict[int, FinishedEpisode]) -> None:
+    for number in sorted(finished):
+        folder.add_episode(number, 1, finished[number])
+        result.records.append(finished[number].record)
+    if finished:
+        result.means = episode_metrics(result.records, result.plan.action_names)
+        folder.add_iteration({"iteration": 1, "episodes": len(finished), "seconds": result.seconds, **result.means})
+    summary = {
+        "episodes": len(finished),
+        "kept_val_accuracy": result.kept_val_accuracy if finished else None,
+        "seconds": result.seconds,
+        "interrupted": result.interrupted,
+    }
+    folder.write_summary(summary)

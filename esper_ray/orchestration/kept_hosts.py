@@ -1,0 +1,75 @@
+"""The best grown hosts of a run, on disk."""
+
+from math import inf
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.tickets import FinishedEpisode
+
+_SUFFIX = ".safetensors"
+_PREFIX = "episode_"
+
+
+class KeptHosts:
+    """Keeps the weights of the episodes with the highest kept validation accuracy; the earlier one of equals.
+
+    Args:
+        folder: where they are written; made when the first one comes.
+        count: how many are kept.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder = folder
+        self._count = count
+        self._accuracies: dict[int, float] = {}
+
+    @property
+    def threshold(self) -> float:
+        """Kept validation accuracy, percent, that an episode must exceed to be kept now."""
+        if len(self._accuracies) < self._count:
+            return -inf
+        return min(self._accuracies.values(), default=inf)
+
+    def offer(self, number: int, episode: FinishedEpisode) -> None:
+        """Keeps the weights of the run's episode `number` if it is among the best; the one that it displaces goes."""
+        if episode.weights is None or self._count == 0:
+            return
+        self._accuracies[number] = episode.record.kept_val_accuracy
+        displaced = None
+        if len(self._accuracies) > self._count:
+            displaced = min(self._accuracies, key=lambda kept: (self._accuracies[kept], -kept))
+            del self._accuracies[displaced]
+        if displaced == number:
+            return
+        self._folder.mkdir(exist_ok=True)
+        final = _path(self._folder, number)
+        partial = final.with_suffix(".writing")
+        save_file(episode.weights, partial)
+        partial.rename(final)
+        if displaced is not None:
+            _path(self._folder, displaced).unlink()
+
+
+def kept_episodes(folder: Path) -> list[int]:
+    """Returns the numbers of the episodes whose hosts were kept."""
+    return sorted(int(path.stem.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+
+
+def load_kept_host(folder: Path, episode: int) -> dict[str, Tensor]:
+    """Returns the weights of an episode's host.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = _path(folder, episode)
+    try:
+        return load_file(path)
+    except Exception as error:  # the library raises its own type
+        raise RunFolderError(f"{path} is damaged: {error}; export another episode") from error
+
+
+def _path(folder: Path, episode: int) -> Path:
+    return folder / f"{_PREFIX}{episode:06d}{_SUFFIX}"

@@ -1,0 +1,168 @@
+"""From what was asked for to a run with nothing left open: every check that needs no actor is made here."""
+
+import importlib.metadata
+import platform
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from ray.exceptions import RayError
+
+from esper_ray import __version__
+from esper_ray.errors import EpisodeFailedError
+from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.config import HeuristicConfig, PPOSettings, RunChoice, TrainConfig
+from esper_ray.orchestration.placement import Placement, place
+from esper_ray.orchestration.progress import BoardReader, ProgressBoard
+from esper_ray.orchestration.run_folder import require_usable
+from esper_ray.plugins import load_plugins
+from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
+
+_VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, resolved: nothing is left to a default.
+
+    Attributes:
+        command: the command that it came from.
+        iterations: learner updates; 0 if nothing learns.
+        episodes: per learner update, or in all if nothing learns.
+        action_names: as the actors have them on their devices.
+    """
+
+    command: str
+    config: RunChoice
+    task: TaskSpec
+    placement: Placement
+    iterations: int
+    episodes: int
+    action_names: tuple[str, ...]
+    out: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what config.json holds."""
+        return {
+            "esper_ray": __version__,
+            "command": {"name": self.command, **self.config.model_dump(mode="json")},
+            "task": self.task.model_dump(mode="json"),
+            "runners": self.placement.runners,
+            "cpus_per_runner": self.placement.cpus_per_runner,
+            "gpus_per_runner": self.placement.gpus_per_runner,
+            "device": self.placement.device_kind,
+            "iterations": self.iterations,
+            "episodes_per_iteration": self.episodes,
+            "actions": self.action_names,
+            "git_commit": _git_commit(),
+            "python": platform.python_version(),
+            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+
+
+class RunObserver(Protocol):
+    """Watches a run; the command line's live table is one."""
+
+    def on_start(self, run: RunPlan, board: BoardReader) -> None:
+        """The actors are up. `board` knows how their hosts are doing."""
+
+    def on_scripted(self, policy: str, done: int, total: int) -> None:
+        """Another episode of a policy that does not learn, "wait-only" or "heuristic", has been played."""
+
+    def on_iteration(self, row: Mapping[str, Any]) -> None:
+        """An iteration is over; `row` is its row of metrics.jsonl."""
+
+
+@contextmanager
+def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+    """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+
+    Raises:
+        EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
+            has too little room; before any actor starts, and nothing is written.
+        EpisodeFailedError: the actors could not be built.
+    """
+    load_plugins(config.plugin)
+    task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
+    task.require_reachable_probation()
+    require_sound(task)
+    load_task_data(task, "cpu", config.data_dir)
+    learns = isinstance(config, TrainConfig)
+    name = task.name if learns else f"{task.name}-heuristic"
+    out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    require_usable(out, config.overwrite)
+    if isinstance(config, TrainConfig):
+        iterations, episodes = config.iterations, config.episodes_per_iteration or task.episodes_per_iteration
+    else:
+        iterations, episodes = 0, config.episodes
+    with local_ray(plugins=config.plugin), _sigterm_interrupts():
+        placement = place(config.runners, episodes, config.device)
+        command = "train" if learns else "heuristic"
+        plan = RunPlan(command, config, task, placement, iterations, episodes, (), out)
+        board_name = f"esper-board-{uuid.uuid4().hex}"
+        board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
+        try:
+            with _algorithm(plan, board_name) as algorithm:
+                yield replace(plan, action_names=algorithm.action_names()), algorithm, board
+        finally:
+            board.close()
+
+
+@contextmanager
+def _algorithm(plan: RunPlan, board_name: str) -> Iterator[EpisodePPO]:
+    config = plan.config
+    rllib_config = build_config(
+        plan.task,
+        config.ppo if isinstance(config, TrainConfig) else PPOSettings(),
+        plan.placement,
+        iterations=plan.iterations,
+        episodes_per_iteration=plan.episodes,
+        seed=config.seed,
+        data_dir=str(config.data_dir.absolute()) if config.data_dir else None,
+        board=board_name,
+        plugins=config.plugin,
+    )
+    torch.set_num_threads(1)
+    try:
+        algorithm = EpisodePPO(config=rllib_config)
+    except RayError as error:
+        raise EpisodeFailedError(f"the actors could not be built: {error}") from error
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Lets SIGTERM end a run as Ctrl-C does. Ray would exit at once; so this comes after Ray has started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the checkout that this package lies in, or None if it lies in none."""
+    package = Path(__file__).parent
+    answer = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,93 @@
+"""The tasks that come with the package, and where each departs from the defaults in `settings.py`."""
+
+from esper_ray.lifecycle import LifecycleSettings
+from esper_ray.tasks.registry import register_task
+from esper_ray.tasks.settings import DataSettings, DecisionSettings, HostSettings, RewardSettings
+from esper_ray.tasks.spec import TaskSpec
+from esper_ray.training import OptimizerSettings
+
+_SHORT_LIFE = LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2)
+_EARLY_DECISIONS = DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3)
+
+register_task(
+    TaskSpec(
+        name="digits",
+        summary="a host of one narrow block on 8×8 handwritten digits; seconds per episode, no download",
+        input_shape=(1, 8, 8),
+        classes=10,
+        max_epochs=25,
+        data=DataSettings(source="digits", batch_size=64),
+        host=HostSettings(kind="cnn", base_channels=8, blocks=1),
+        host_optimizer=OptimizerSettings(lr=0.02, weight_decay=5e-4),
+        seed_optimizer=OptimizerSettings(lr=0.05),
+        lifecycle=_SHORT_LIFE,
+        decisions=_EARLY_DECISIONS,
+    )
+)
+register_task(
+    TaskSpec(
+        name="fashion_mnist",
+        summary="a narrow host of two blocks on 10,000 images of Fashion-MNIST",
+        input_shape=(1, 28, 28),
+        classes=10,
+        max_epochs=25,
+        episodes_per_iteration=8,
+        data=DataSettings(source="fashion_mnist", train_samples=10_000, validation_samples=2_000, batch_size=128),
+        host=HostSettings(kind="cnn", base_channels=4, blocks=2),
+        lifecycle=_SHORT_LIFE,
+        decisions=_EARLY_DECISIONS,
+    )
+)
+register_task(
+    TaskSpec(
+        name="cifar10",
+        summary="a deliberately weak host of three blocks on CIFAR-10, with random crops and flips",
+        input_shape=(3, 32, 32),
+        classes=10,
+        max_epochs=75,
+        episodes_per_iteration=8,
+        data=DataSettings(source="cifar10", batch_size=128, augmentation="crop_and_flip"),
+        host=HostSettings(kind="cnn", base_channels=8, blocks=3),
+    )
+)
+register_task(
+    TaskSpec(
+        name="pydoc",
+        summary="a small transformer on the bytes of Python's language reference; no download",
+        task_type="lm",
+        input_shape=(64,),
+        classes=256,
+        max_epochs=25,
+        episodes_per_iteration=8,
+        data=DataSettings(source="pydoc", train_samples=1_600, batch_size=32, sequence_length=64),
+        host=HostSettings(kind="transformer", layers=2, heads=4, width=64, context=64, dropout=0.0),
+        host_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
+        seed_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
+        lifecycle=_SHORT_LIFE,
+        decisions=_EARLY_DECISIONS,
+        reward=RewardSettings(mode="loss", typical_loss_delta=0.05, target_loss=1.5),
+    )
+)
+register_task(
+    TaskSpec(
+        name="tinystories",
+        summary="a transformer of six layers on short stories, in GPT-2 tokens where that tokenizer is at hand",
+        task_type="lm",
+        input_shape=(256,),
+        classes=256,
+        max_epochs=50,
+        episodes_per_iteration=8,
+        data=DataSettings(
+            source="tinystories",
+            train_samples=12_800,
+            validation_samples=1_000,
+            batch_size=32,
+            sequence_length=256,
+            tokenizer="auto",
+        ),
+        host=HostSettings(kind="transformer"),
+        host_optimizer=OptimizerSettings(kind="adamw", lr=1e-3, weight_decay=0.01),
+        seed_optimizer=OptimizerSettings(kind="adamw", lr=1e-3, weight_decay=0.01),
+        reward=RewardSettings(mode="loss", typical_loss_delta=0.05, target_loss=1.0),
+    )
+)
