@@ -32,4 +32,13 @@ def make_fast_task(**overrides: object) -> TaskSpec:
     return get_task_spec("digits", {**small, **{key.replace("__", "."): value for key, value in overrides.items()}})
 
 
+def make_fast_text_task(**overrides: object) -> TaskSpec:
+    """Returns `pydoc` cut down to a host of width 16 and a few short sequences an epoch."""
+    small = {
+        **{"data.train_samples": 32, "data.validation_samples": 32, "data.sequence_length": 16, "data.batch_size": 16},
+        **{"host.layers": 2, "host.heads": 2, "host.width": 16, "host.context": 16, "max_epochs": 12},
+    }
+    return get_task_spec("pydoc", {**small, **{key.replace("__", "."): value for key, value in overrides.items()}})
+
+
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import FASHION_MNIST
-from esper_ray.data.sources import read_idx
 from sklearn.datasets import load_digits
 
-from esper_ray.data import BatchLoader, get_source, prepare
+from esper_ray.data import SampleLoader, get_source, prepare
+from esper_ray.data.formats import read_idx
 from esper_ray.errors import DatasetError
 from esper_ray.tasks import get_task_spec, load_task_data, load_test_data
 
@@ -143,7 +143,9 @@ def test_batches_are_normalised_and_cover_each_sample_once() -> None:
 
 
 def test_the_order_follows_from_the_seed_of_the_epoch() -> None:
-    loader = BatchLoader(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.arange(40), 16, "cpu", (0.0,), (1.0,), True)
+    loader = SampleLoader(
+        torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.arange(40), 16, "cpu", (0.0,), (1.0,), True
+    )
 
     def order(seed: int) -> list[int]:
         loader.start_epoch(seed)

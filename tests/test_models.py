@@ -15,15 +15,15 @@ BLUEPRINTS = [b.blueprint_id for b in list_blueprints("cnn", 8)]
     [(1, 4, 94), (1, 8, 178), (1, 16, 346), (2, 2, 152), (2, 4, 438), (2, 8, 1442), (2, 16, 5178), (3, 2, 496)],
 )
 def test_hosts_have_the_parameter_counts_of_the_specification(blocks: int, channels: int, parameters: int) -> None:
-    host = CNNHost(in_channels=1, classes=10, base_channels=channels, blocks=blocks)
+    host = CNNHost((1, 8, 8), 10, base_channels=channels, blocks=blocks)
     assert sum(p.numel() for p in host.parameters()) == parameters
 
 
 def test_injection_points_lie_behind_every_block() -> None:
-    host = CNNHost(in_channels=3, classes=10, base_channels=8, blocks=3)
+    host = CNNHost((3, 32, 32), 10, base_channels=8, blocks=3)
     assert host.injection_points == {"block1_post": 8, "block2_post": 16, "block3_post": 32}
     assert host.default_slot == "block2_post"
-    assert CNNHost(1, 10, 8, blocks=1).default_slot == "block1_post"
+    assert CNNHost((1, 8, 8), 10, blocks=1).default_slot == "block1_post"
 
 
 def test_blueprints_are_listed_by_parameter_count() -> None:
@@ -66,5 +66,5 @@ def test_every_registered_task_builds_its_model_without_data() -> None:
 
 
 def test_an_image_too_small_for_the_blocks_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="at least 16×16; digits has 8×8"):
+    with pytest.raises(ConfigurationError, match="at least 16×16; the image has 8×8"):
         create_model(get_task_spec("digits", {"host.blocks": 4}))

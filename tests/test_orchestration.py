@@ -12,7 +12,7 @@ import ray
 from conftest import make_fast_task
 from fakes import DyingEnv, FailingEnv, SlowEnv
 
-from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
+from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
@@ -21,7 +21,7 @@ from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorEnv
 from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.placement import Placement, place
-from esper_ray.orchestration.tickets import Ticket, assign
+from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
 from esper_ray.policies import WaitPolicy
 
 TASK = make_fast_task()
@@ -62,8 +62,8 @@ def build(
 
 def rows(algorithm: EpisodePPO) -> list[dict[str, Any]]:
     found = []
-    for ticket, record in algorithm.records:
-        row = record.as_row() | {"runner": ticket.runner, "number": ticket.number}
+    for episode in algorithm.episodes:
+        row = episode.record.as_row() | {"runner": episode.ticket.runner, "number": episode.ticket.number}
         row.pop("seconds")
         found.append(row)
     return found
@@ -102,10 +102,12 @@ def test_exactly_the_episodes_asked_for_are_played_even_if_they_do_not_divide(cl
         for iteration in range(2):
             assert_actors_have_the_learner_s_weights(algorithm)
             result = algorithm.train()
-            assert [t for t, _ in algorithm.records] == assign(7, 3, iteration, base_seed=3)
+            assert [e.ticket for e in algorithm.episodes] == assign(7, 3, iteration, base_seed=3)
             assert result["env_runners"]["num_env_steps_sampled"] == 7 * TASK.max_epochs
-        assert all(len(record.epochs) == TASK.max_epochs for _, record in algorithm.records)
-        assert {t.episode_seed for t, _ in algorithm.records} == {r.episode_seed for _, r in algorithm.records}
+        assert all(len(e.record.epochs) == TASK.max_epochs for e in algorithm.episodes)
+        assert {e.ticket.episode_seed for e in algorithm.episodes} == {
+            e.record.episode_seed for e in algorithm.episodes
+        }
     finally:
         algorithm.stop()
 
@@ -115,7 +117,7 @@ def test_no_episode_is_dropped_for_being_slow(cluster: None) -> None:
     algorithm = build(2, 4, env=SlowEnv, sample_timeout_s=0.01)
     try:
         algorithm.train()
-        assert [t for t, _ in algorithm.records] == assign(4, 2, 0, base_seed=3)
+        assert [e.ticket for e in algorithm.episodes] == assign(4, 2, 0, base_seed=3)
         assert algorithm.env_runner_group.num_env_runners_dropped_lifetime() == 0
         assert algorithm.actors_lost == 0
     finally:
@@ -132,7 +134,7 @@ def test_a_killed_actor_is_replaced_and_the_run_is_the_one_that_nobody_disturbed
             first = rows(algorithm)
             algorithm.train()
             assert algorithm.actors_lost == lost
-            assert [t for t, _ in algorithm.records] == assign(4, 2, 1, base_seed=3)
+            assert [e.ticket for e in algorithm.episodes] == assign(4, 2, 1, base_seed=3)
             found.append((first + rows(algorithm), weights(algorithm)))
         finally:
             algorithm.stop()
@@ -152,7 +154,7 @@ def test_an_actor_killed_between_iterations_comes_back_with_the_learner_s_weight
         )
         os.kill(victim[0], signal.SIGKILL)
         algorithm.train()
-        assert len(algorithm.records) == 4
+        assert len(algorithm.episodes) == 4
         assert_actors_have_the_learner_s_weights(algorithm)
     finally:
         algorithm.stop()
@@ -221,15 +223,15 @@ def test_a_checkpoint_restores_learner_optimizer_and_iteration(cluster: None, tm
 
 def test_scripted_policies_play_on_the_same_actors(cluster: None) -> None:
     algorithm = build(2, 4)
-    seen: list[EpisodeRecord] = []
+    seen: list[FinishedEpisode] = []
     try:
         played = algorithm.play_scripted(assign(5, 2, 0, base_seed=9), WaitPolicy(), seen.append)
     finally:
         algorithm.stop()
-    assert [ticket for ticket, _ in played] == assign(5, 2, 0, base_seed=9)
+    assert [episode.ticket for episode in played] == assign(5, 2, 0, base_seed=9)
     assert len(seen) == 5
-    alone = play_episode(MorphogenesisEnv(TASK), WaitPolicy(), played[0][1].episode_seed)
-    assert alone.epochs == played[0][1].epochs
+    alone = play_episode(MorphogenesisEnv(TASK), WaitPolicy(), played[0].record.episode_seed)
+    assert alone.epochs == played[0].record.epochs
 
 
 def test_more_runners_than_cpus_are_refused_with_the_largest_number_that_fits(cluster: None) -> None:

@@ -30,7 +30,9 @@ def episode(
     for i, (before, after) in enumerate(itertools.pairwise(moments)):
         final = i == len(moments) - 2
         decision = decisions.get(i, Decision.WAIT)
-        steps.append(gain(RewardInput(before, decision, after, False, final, kept, added, 100), SETTINGS))
+        steps.append(
+            gain(RewardInput(before, decision, after, False, final, kept, 1.0, 1.0, 2.3, added, 100), SETTINGS)
+        )
     return steps
 
 
@@ -103,7 +105,7 @@ def test_a_seed_without_effect_is_not_paid_for_the_host_s_own_progress() -> None
 
 
 def test_a_rollback_costs_its_penalty_and_the_scale_applies_to_every_component() -> None:
-    step = RewardInput(KEPT[1], Decision.WAIT, KEPT[2], True, False, 0.0, 0, 100)
+    step = RewardInput(KEPT[1], Decision.WAIT, KEPT[2], True, False, 0.0, 1.0, 1.0, 2.3, 0, 100)
     full, half = gain(step, SETTINGS), gain(step, SETTINGS.model_copy(update={"scale": 0.5}))
     assert full["governor"] == -10.0
     assert {name: value / 2 for name, value in full.items()} == pytest.approx(half)

@@ -14,9 +14,9 @@ from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
 from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.plan import RunPlan
 from esper_ray.orchestration.progress import HostProgress
 from esper_ray.orchestration.run_folder import RunFolder, require_usable
-from esper_ray.orchestration.train import RunPlan
 from esper_ray.policies import RandomPolicy, SchedulePolicy
 
 ENV = MorphogenesisEnv(make_fast_task())
@@ -38,7 +38,7 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), 32, 32, NAMES, tmp_path / "run")
+    return RunPlan("train", TrainConfig(), ENV.task, Placement(2, 1, 0.0), 16, 32, NAMES, tmp_path / "run")
 
 
 def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:
@@ -104,11 +104,11 @@ def test_plain_lines_say_what_runs_and_how_it_goes(
 ) -> None:
     with PlainDisplay() as display:
         display.on_start(plan, Board())  # type: ignore[arg-type]
-        display.on_wait_only(32, 32)
+        display.on_scripted("wait-only", 32, 32)
         display.on_iteration(iteration_row(records))
     first, second, third = capsys.readouterr().out.splitlines()
     assert "16 iterations of 32 episodes of 12 epochs, 2 runners on cpu" in first
-    assert second == "32 wait-only hosts played for comparison"
+    assert second == "32 wait-only episodes played"
     assert third.startswith("iteration   3/16  episodes    96")
 
 
@@ -122,8 +122,8 @@ def test_the_live_table_shows_hosts_and_learner(plan: RunPlan, records: list[Epi
 
     assert "starting Ray" in shown()
     display.on_start(plan, Board())  # type: ignore[arg-type]
-    display.on_wait_only(5, 32)
-    assert "wait-only hosts: 5/32" in shown()
+    display.on_scripted("wait-only", 5, 32)
+    assert "wait-only episodes: 5/32" in shown()
     display.on_iteration(iteration_row(records))
     table = shown()
     assert all(text in table for text in ("7/25", "BLENDING", "61.2 %", "WAIT", "iteration 3/16, 96 episodes"))

@@ -14,7 +14,7 @@ def track(losses: Iterable[float], accuracies: Iterable[float] | None = None) ->
     accuracies = list(accuracies) if accuracies is not None else [50.0] * len(losses)
     tracker = SignalTracker(UNIFORM, DecisionSettings())
     return [
-        tracker.update(EpochOutcome(loss, accuracy, loss, accuracy, accuracy))
+        tracker.update(EpochOutcome(loss, accuracy, loss, accuracy, loss, accuracy))
         for loss, accuracy in zip(losses, accuracies, strict=True)
     ]
 

@@ -18,7 +18,7 @@ QUICK = LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1,
 
 def make_model(channels_last: bool = True, blocks: int = 2, slot: str | None = None) -> MorphogeneticModel:
     torch.manual_seed(0)
-    host = CNNHost(in_channels=1, classes=10, base_channels=4, blocks=blocks)
+    host = CNNHost((1, 8, 8), 10, base_channels=4, blocks=blocks)
     return MorphogeneticModel(host, slot, QUICK, channels_last=channels_last)
 
 
@@ -234,7 +234,6 @@ def test_a_blueprint_that_changes_the_feature_shape_is_refused() -> None:
             blueprint("widening", topology="cnn")(widening)
     finally:
         del _REGISTRY["cnn", "widening"]
-        list_blueprints.cache_clear()
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
@@ -255,7 +254,7 @@ def test_host_and_seed_parameters_are_disjoint_and_complete() -> None:
 
 
 def test_freezing_holds_a_fossilized_seed_still() -> None:
-    host = CNNHost(1, 10, 4, blocks=1)
+    host = CNNHost((1, 8, 8), 10, base_channels=4, blocks=1)
     model = MorphogeneticModel(host, settings=QUICK.model_copy(update={"freeze_fossilized": True}))
     state = model.germinate_seed("norm", "s")
     state.stage, state.contribution = S.PROBATIONARY, 1.0

@@ -1,6 +1,7 @@
 """Prepared data sets, once per machine, in memory-mapped files that all actors share through the page cache."""
 
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -95,9 +96,10 @@ def prepare(
 
 
 def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Path], encoder: Tokenizer | None) -> str:
-    """Returns a text that changes with everything the prepared data follows from."""
+    """Returns a text that changes with everything the prepared data follows from, the reader's own file included."""
+    code = hashlib.sha256(Path(inspect.getfile(source.read)).read_bytes()).hexdigest()
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *(encoder.files if encoder else ())]]
-    identity = [_FORMAT, source.version, origin, tokenizer if encoder else None, stats]
+    identity = [_FORMAT, source.version, code, origin, tokenizer if encoder else None, stats]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
 

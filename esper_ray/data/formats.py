@@ -47,12 +47,12 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
     tables = []
     for path in sorted(files):
         try:
+            missing = set(columns) - set(pq.read_schema(path).names)
+            if missing:
+                raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}: it is another data set")
             tables.append(pq.read_table(path, columns=list(columns)))
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{path} is truncated or altered: {_first_line(error)}; fetch it again") from error
-        missing = set(columns) - set(tables[-1].column_names)
-        if missing:
-            raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}: it is another data set")
     return pa.concat_tables(tables)
 
 

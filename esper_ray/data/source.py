@@ -45,7 +45,7 @@ class DataSource:
     Attributes:
         name: also the name of its folder in the cache.
         description: one line for `esper-ray tasks`.
-        version: raise it when `read` changes what it returns.
+        version: raise it when `read` returns something else although its own file has not changed.
         find: data folder given by the user, or None → the files; raises `DatasetError` that says where it looked.
         read: the files → `Splits` of samples or, for a text, `Documents`; raises `DatasetError` if one is truncated or
             altered.
