@@ -40,7 +40,8 @@ def read_pydoc(files: list[Path]) -> Documents:
     seen: set[str] = set()
     documents = []
     for name in np.random.default_rng(_SPLIT_SEED).permutation(sorted(topics)):
-        fresh = [part for part in topics[name].split(_PARAGRAPH) if part not in seen]
+        parts = (part.strip("\n") for part in topics[name].split(_PARAGRAPH))
+        fresh = [part for part in dict.fromkeys(parts) if part not in seen]
         seen.update(fresh)
         documents.append(_PARAGRAPH.join(fresh))
     ends = np.cumsum([len(document) for document in documents])
