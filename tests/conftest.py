@@ -1,10 +1,13 @@
 """Shared fixtures: real parts, made small."""
 
 import os
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from esper_ray.tasks import TaskSpec, get_task_spec
@@ -39,6 +42,38 @@ def make_fast_text_task(**overrides: object) -> TaskSpec:
         **{"host.layers": 2, "host.heads": 2, "host.width": 16, "host.context": 16, "max_epochs": 12},
     }
     return get_task_spec("pydoc", {**small, **{key.replace("__", "."): value for key, value in overrides.items()}})
+
+
+def ray_processes() -> set[str]:
+    """Process ids of every Ray daemon and worker on this machine."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"raylet" in command or b"gcs_server" in command or command.startswith(b"ray::"):
+                found.add(entry.name)
+    return found
+
+
+def leftovers() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("esper-*")}
+
+
+@pytest.fixture
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in a folder of its own; afterwards no process and no folder of Ray may be left."""
+    monkeypatch.chdir(tmp_path)
+    processes, folders = ray_processes(), leftovers()
+    yield
+    assert not ray.is_initialized()
+    give_up = time.monotonic() + 20
+    while ray_processes() - processes and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert ray_processes() <= processes
+    assert leftovers() <= folders
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

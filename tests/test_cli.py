@@ -6,9 +6,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,42 +15,13 @@ from conftest import FASHION_MNIST
 from esper_ray.cli.main import run
 from esper_ray.lifecycle import SeedStage
 
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
 SMALL = [
     "--set",
     *("data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
     *("--max-epochs", "12", "--episodes-per-iteration", "6", "--ppo.minibatch-size", "32"),
 ]
-
-
-def ray_processes() -> set[str]:
-    """Process ids of every Ray daemon and worker on this machine."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"raylet" in command or b"gcs_server" in command or command.startswith(b"ray::"):
-                found.add(entry.name)
-    return found
-
-
-def leftovers() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("esper-*")}
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    processes, folders = ray_processes(), leftovers()
-    yield
-    assert not ray.is_initialized()
-    give_up = time.monotonic() + 20
-    while ray_processes() - processes and time.monotonic() < give_up:
-        time.sleep(0.2)
-    assert ray_processes() <= processes
-    assert leftovers() <= folders
 
 
 @pytest.mark.parametrize(

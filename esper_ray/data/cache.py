@@ -5,6 +5,8 @@ import inspect
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from esper_ray.data.checks import require_sound_samples, require_sound_tokens
 from esper_ray.data.hub import read_hub
 from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
-from esper_ray.errors import DatasetError
+from esper_ray.errors import DatasetError, EsperError
 
 _FACTS = "facts.json"
 _FORMAT = 2
@@ -77,13 +79,15 @@ def prepare(
     """
     if hub and data_dir is not None:
         raise DatasetError("--hub and --data-dir exclude each other; leave one out")
-    files = [] if hub else source.find(data_dir)
+    with _named(source):
+        files = [] if hub else source.find(data_dir)
     encoder = make_tokenizer(tokenizer, data_dir, hub) if source.kind == "text" else None
     origin = source.hub.repository if hub and source.hub else ""
     folder = cache_folder() / f"{source.name}-{_fingerprint(source, origin, tokenizer, files, encoder)}"
     if not folder.is_dir():
-        content = read_hub(source) if hub else source.read(files)
-        arrays, facts = _tokens(source, content, encoder) if encoder else _samples(source, content)
+        with _named(source):
+            content = read_hub(source) if hub else source.read(files)
+            arrays, facts = _tokens(source, content, encoder) if encoder else _samples(source, content)
         try:
             _write(arrays, facts, folder)
         except OSError as error:
@@ -93,6 +97,20 @@ def prepare(
             ) from error
     facts = json.loads((folder / _FACTS).read_text())
     return PreparedData(folder, tuple(facts["mean"]), tuple(facts["std"]), facts["classes"])
+
+
+@contextmanager
+def _named(source: DataSource) -> Iterator[None]:
+    """Turns whatever a reader raises into one line that names the data set."""
+    try:
+        yield
+    except EsperError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            f"{source.name} cannot be read: {type(error).__name__}: {reason}; see to its files, or to its reader"
+        ) from error
 
 
 def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Path], encoder: Tokenizer | None) -> str:

@@ -27,7 +27,7 @@ class CNNHost(nn.Module):
         input (N, channels, height, width) float; output (N, classes) logits.
 
     Raises:
-        ConfigurationError: the image is too small for the blocks.
+        ConfigurationError: the samples are no images, or too small for the blocks.
     """
 
     topology = "cnn"
@@ -41,6 +41,8 @@ class CNNHost(nn.Module):
         blocks: Annotated[int, Field(ge=1)] = 3,
     ) -> None:
         super().__init__()
+        if len(input_shape) != 3:
+            raise ConfigurationError(f"host 'cnn' reads images (channels, height, width), got samples {input_shape}")
         in_channels, height, width = input_shape
         if min(height, width) < 2**blocks:
             raise ConfigurationError(

@@ -53,7 +53,7 @@ def host_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: the kind or an option is unknown (the nearest is named), or a value is not valid.
     """
     if kind not in _OPTIONS:
-        raise ConfigurationError(f"{unknown_name('host', kind, _OPTIONS)} A user's own host needs its --plugin.")
+        raise ConfigurationError(f"{unknown_name('host', kind, _OPTIONS)} (a host of your own needs its --plugin)")
     for option in given:
         if option not in _OPTIONS[kind].model_fields:
             raise ConfigurationError(unknown_name(f"option of host '{kind}'", option, _OPTIONS[kind].model_fields))

@@ -35,7 +35,7 @@ class TransformerHost(nn.Module):
         input (N, T) int64, T at most `context`; output (N, T, V) logits.
 
     Raises:
-        ConfigurationError: the sequence is longer than the context, or the heads do not divide the width.
+        ConfigurationError: the samples are no texts or longer than the context, or the heads do not divide the width.
     """
 
     topology = "transformer"
@@ -52,6 +52,8 @@ class TransformerHost(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
+        if len(input_shape) != 1:
+            raise ConfigurationError(f"host 'transformer' reads texts (tokens,), got samples {input_shape}")
         _require_fits(input_shape[0], context)
         if width % heads:
             raise ConfigurationError(f"host.heads={heads} do not divide host.width={width}; change one of them")

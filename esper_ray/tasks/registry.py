@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.tasks.settings import HostSettings
+from esper_ray.models import host_options
 from esper_ray.tasks.spec import TaskSpec
 
 _TASKS: dict[str, TaskSpec] = {}
@@ -46,8 +46,8 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     values = _TASKS[name].model_dump()
     overrides = dict(overrides or {})
     kind = overrides.get("host.kind", values["host"]["kind"])
-    if kind != values["host"]["kind"]:  # another host has other options; its own defaults stand in for them
-        values["host"] = HostSettings(kind=kind).model_dump()
+    if kind != values["host"]["kind"]:  # another host has other options, with defaults of their own
+        values["host"] = {"kind": kind, "slot": None, "channels_last": True, **host_options(str(kind), {})}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
         if key not in known:
@@ -57,6 +57,8 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
         return TaskSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":  # one of ours, which says everything
+            raise ConfigurationError(str(first["ctx"]["error"])) from None
         where = ".".join(str(part) for part in first["loc"]) or name
         raise ConfigurationError(f"task setting {where}={first['input']!r}: {first['msg']}") from None
 

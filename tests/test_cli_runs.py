@@ -1,0 +1,170 @@
+"""Whole runs from the command line: every task, the heuristic policy, export, a user's own task."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import FASHION_MNIST
+from writers import (
+    cifar_batches,
+    write_cifar_archive,
+    write_cifar_parquet,
+    write_gpt2_tokenizer,
+    write_stories_parquet,
+    write_stories_text,
+)
+
+from esper_ray.cli.main import run
+from esper_ray.tasks import task_names
+
+pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.slow]
+
+SHORT_LIFE = [
+    *("lifecycle.training_dwell=1", "lifecycle.blending_steps=2", "lifecycle.min_blending_epochs=1"),
+    *("lifecycle.shadowing_dwell=1", "lifecycle.embargo_epochs=1", "lifecycle.min_gradient_ratio=0"),
+    *("decisions.min_germination_epoch=2", "decisions.min_plateau=0", "decisions.require_stabilised=false"),
+    "decisions.min_cull_age=2",
+]
+SMALL_TRANSFORMER = [
+    *("host.layers=2", "host.heads=2", "host.width=16", "host.context=32", "data.sequence_length=32"),
+    *("data.batch_size=16", "data.train_samples=32", "data.validation_samples=32"),
+]
+EXAMPLE = Path(__file__).parent.parent / "examples"
+
+
+def nothing(folder: Path) -> None:
+    """The data set is on the machine."""
+
+
+def cifar_archive(folder: Path) -> None:
+    write_cifar_archive(folder, cifar_batches())
+
+
+def stories_with_gpt2(folder: Path) -> None:
+    write_stories_text(folder)
+    write_gpt2_tokenizer(folder / "tokenizer.json")
+
+
+CASES = {
+    "digits": ("digits", nothing, ["data.train_samples=100", "data.validation_samples=100"]),
+    "fashion_mnist": ("fashion_mnist", nothing, ["data.train_samples=500", "data.validation_samples=200"]),
+    "cifar10 archive": ("cifar10", cifar_archive, ["host.base_channels=2"]),
+    "cifar10 parquet": ("cifar10", write_cifar_parquet, ["host.base_channels=2"]),
+    "pydoc": ("pydoc", nothing, ["data.train_samples=320"]),
+    "tinystories text": ("tinystories", write_stories_text, SMALL_TRANSFORMER),
+    "tinystories parquet": ("tinystories", write_stories_parquet, SMALL_TRANSFORMER),
+    "tinystories gpt2": ("tinystories", stories_with_gpt2, [*SMALL_TRANSFORMER, "data.validation_samples=8"]),
+}
+
+
+def test_no_task_is_left_out() -> None:
+    assert {task for task, _, _ in CASES.values()} == {name for name in task_names() if not name.startswith("own")} - {
+        "photos"
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_task_plays_whole_episodes_with_two_runners(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, write, changes = CASES[case]
+    if task == "fashion_mnist" and not FASHION_MNIST.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    write(data)
+    arguments = ["train", "--task", task, "--iterations", "1", "--runners", "2", "--episodes-per-iteration", "2"]
+    arguments += ["--max-epochs", "10", "--wait-only-episodes", "0", "--out", str(out), "--set", *SHORT_LIFE, *changes]
+    assert run([*arguments, *([] if write is nothing else ["--data-dir", str(data)])]) == 0
+    assert "Done after 1 of 1 iterations: 2 episodes, 20 host epochs" in capsys.readouterr().out
+
+    config = json.loads((out / "config.json").read_text())
+    assert config["runners"] == 2
+    vocabulary = {"tinystories gpt2": 50_257, "pydoc": 256, "tinystories text": 256, "tinystories parquet": 256}
+    assert config["task"]["classes"] == vocabulary.get(case, 10)
+    rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    assert [(row["episode"], row["runner"]) for row in rows] == [(1, 1), (2, 2)]
+    assert all(len(row["stages"]) == 10 for row in rows)
+    components = set(rows[0]["reward_components"])
+    assert ("loss" in components) == (config["task"]["task_type"] == "lm")
+    assert len(list((out / "hosts").iterdir())) == 2
+
+    assert run(["export", str(out)]) == 0
+    printed = capsys.readouterr().out
+    best = max(rows, key=lambda row: (row["kept_val_accuracy"], -row["episode"]))
+    assert printed.startswith(f"Episode {best['episode']}: ")
+    assert (out / "exports" / f"episode_{best['episode']:06d}" / "model.py").is_file()
+
+
+def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_can_be_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["heuristic", "--task", "digits", "--episodes", "5", "--runners", "2", "--keep-hosts", "2"]
+    assert run([*arguments, "--max-epochs", "14", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "Done after 5 of 5 episodes of the heuristic policy" in printed
+    assert "GERMINATE_CONV_LIGHT 5" in printed
+    assert f"Next: esper-ray export {out} --best" in printed
+    rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    assert [row["episode"] for row in rows] == [1, 2, 3, 4, 5]
+    assert json.loads((out / "summary.json").read_text())["episodes"] == 5
+    ranking = sorted(rows, key=lambda row: (-row["kept_val_accuracy"], row["episode"]))
+    kept = sorted(int(path.stem.removeprefix("episode_")) for path in (out / "hosts").iterdir())
+    assert kept == sorted(row["episode"] for row in ranking[:2])
+
+    worst, best = ranking[-1]["episode"], ranking[0]["episode"]
+    assert run(["export", str(out), "--best"]) == 0
+    assert f"Episode {best}: CNNHost" in capsys.readouterr().out
+    assert run(["export", str(out), "--episode", str(worst)]) == 0
+    assert f"Episode {worst}, grown again from its record: CNNHost" in capsys.readouterr().out
+
+    kept_weights = out / "exports" / f"episode_{best:06d}" / "weights.safetensors"
+    shutil.rmtree(out / "hosts")
+    assert run(["export", str(out), "--episode", str(best), "--out", str(tmp_path / "again")]) == 0
+    assert "grown again from its record" in capsys.readouterr().out
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == kept_weights.read_bytes()
+
+    for wrong, message in {
+        f"export {out}": "kept no host (--keep-hosts 0, or no episode was played); name one with --episode",
+        f"export {out} --episode 9": "has no episode 9: expected 1 to 5",
+        f"export {out} --episode 1 --best": "--episode and --best exclude each other",
+        f"export {out} --episode {worst}": "exists already; name another folder with --out",
+        f"export {tmp_path}": "holds no run: config.json cannot be read",
+        "export": "run",
+    }.items():
+        assert run(wrong.split()) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+    rows[worst - 1]["per_epoch"]["val_loss"][4] += 0.001
+    (out / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(out / "exports")
+    assert run(["export", str(out), "--episode", str(worst)]) == 2
+    assert f"episode {worst} comes out differently on this machine: validation loss" in capsys.readouterr().err
+    assert not (out / "exports").exists()
+
+
+def test_a_user_s_own_host_blueprint_and_data_run_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "examples")
+    plugin = ["--plugin", "examples.photo_mixer"]
+    assert run(["tasks", "photos", *plugin]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("GERMINATE_WIDENING_MLP", "block2_post", "gate 4", "host.patch", "present"))
+    out = tmp_path / "run"
+    arguments = ["train", *plugin, "--task", "photos", "--iterations", "1", "--runners", "2", "--slot", "block2_post"]
+    assert run([*arguments, "--wait-only-episodes", "2", "--out", str(out)]) == 0
+    assert "Done after 1 of 1 iterations: 8 episodes" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["actions"] == ["WAIT", "GERMINATE_GATE", "GERMINATE_WIDENING_MLP", "FOSSILIZE", "CULL"]
+    assert config["task"]["host"]["slot"] == "block2_post"
+    (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert set(row["actions"]) == set(config["actions"])
+    assert row["kept_val_accuracy"] > 60
+    assert run(["export", str(out)]) == 0
+    assert "MixerHost of 286 parameters" in capsys.readouterr().out

@@ -1,0 +1,298 @@
+"""A user's own hosts, blueprints, data and tasks: taken up everywhere, refused with the remedy when they are wrong."""
+
+import sys
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from textwrap import dedent, indent
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from esper_ray.cli.main import run
+from esper_ray.models import CNNHost, host
+from esper_ray.orchestration import plan
+from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.cluster import plugin_environment
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import EpisodeRunner
+from esper_ray.orchestration.placement import Placement
+from esper_ray.plugins import load_plugins
+from esper_ray.tasks import get_task_spec, task_names
+
+PLUGIN = '''
+"""A host, a blueprint, a data set and a task, all called {name}."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from esper_ray.data import data_source
+from esper_ray.lifecycle import LifecycleSettings
+from esper_ray.models import blueprint, host
+from esper_ray.tasks import DataSettings, DecisionSettings, HostSettings, TaskSpec, register_task
+from esper_ray.training import OptimizerSettings
+
+
+@data_source("{name}", "two clouds of points")
+def read(files):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    points = rng.normal(size=(60, 4)) + labels[:, None]
+    splits = {{"train": (points[:30], labels[:30]), "validation": (points[30:45], labels[30:45]),
+               "test": (points[45:], labels[45:])}}
+{data}
+    return splits
+
+
+@host("{name}")
+class Host(nn.Module):
+    topology = "{name}"
+
+    def __init__(self, input_shape, classes, *, width: int = 8):
+        super().__init__()
+        self.injection_points = {{"middle": width}}
+        self.enter, self.leave = nn.Linear(input_shape[0], width), nn.Linear(width, classes)
+        self.slot = nn.Identity()
+{host}
+
+    def register_slot(self, slot_id, module):
+        self.slot = module
+
+    def forward(self, points):
+        return self.leave(self.slot(torch.relu(self.enter(points))))
+{more_host}
+
+
+@blueprint("{name}", topology="{name}")
+class Seed(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+{seed}
+
+    def forward(self, features):
+        return features + self.linear(features)
+{more_seed}
+
+
+register_task(TaskSpec(
+    name="{name}", summary="", input_shape=(4,), classes=2, max_epochs=12, episodes_per_iteration=4,
+    data=DataSettings(source="{name}", batch_size=15), host=HostSettings(kind="{name}"),
+    lifecycle=LifecycleSettings(training_dwell=1, blending_steps=2, min_blending_epochs=1, shadowing_dwell=1),
+    decisions=DecisionSettings(min_germination_epoch=2, min_plateau=0, require_stabilised=False, min_cull_age=2),
+    {task}
+))
+'''
+_names = (f"own{number}" for number in count())
+
+
+def write_plugin(folder: Path, **changes: str) -> str:
+    """Writes a plugin, sound but for the changes, under a name that no other test uses; returns the name."""
+    name = next(_names)
+    parts = {part: "" for part in ("data", "host", "more_host", "seed", "more_seed", "task")}
+    levels = {"data": 4, "host": 8, "more_host": 4, "seed": 8, "more_seed": 4}
+    parts |= {part: indent(dedent(text), " " * levels.get(part, 0)) for part, text in changes.items()}
+    (folder / f"{name}.py").write_text(PLUGIN.format(name=name, **parts))
+    return name
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in a folder of its own, and takes it off the path of modules again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a command that must fail before Ray starts; returns its one line."""
+    monkeypatch.setattr(plan, "local_ray", lambda **_: pytest.fail("Ray was started"))
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1, output.err
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"more_seed": "def forward(self, features):\n    return features[:, :3]"},
+            "blueprint '{name}' must keep the feature shape: expected (1, 8), got (1, 3)",
+        ),
+        (
+            {"seed": "self.linear = nn.Linear(width + 1, width)"},
+            "blueprint '{name}' fails on features of shape (1, 8): RuntimeError",
+        ),
+        (
+            {"seed": "raise ValueError('odd width')"},
+            "blueprint '{name}' cannot be built at width 8: ValueError: odd width",
+        ),
+        ({"host": "self.injection_points = {}"}, "host Host has no injection points; give it `injection_points`"),
+        ({"more_host": "register_slot = None"}, "host Host cannot take a slot; give it `register_slot"),
+        (
+            {"more_host": "def forward(self, points):\n    return self.leave(torch.relu(self.enter(points)))"},
+            "host Host does not run the module that it was given for 'middle'",
+        ),
+        (
+            {"host": "self.injection_points = {'middle': 5}"},
+            "host Host states width 5 for 'middle', but brings features (8,)",
+        ),
+        ({"host": "self.leave = nn.Linear(width, 3)"}, "host Host must return 2 logits, got shape (1, 3)"),
+        ({"host": "self.enter = nn.Linear(9, width)"}, "host Host fails on inputs of shape (1, 4): RuntimeError"),
+        ({"host": "int('x')"}, "host '{name}' cannot be built for samples of shape (4,) and 2 classes: ValueError"),
+        (
+            {"data": "splits['train'][0][7, 2] = np.nan"},
+            "the train split of {name} has NaN or infinite values in 1 of 30 samples, first in sample 7",
+        ),
+        (
+            {"data": "splits['test'] = (points[45:], labels[45:] + 1)"},
+            "labels of {name} run up to 2, out of range for the 2 classes of task {name}",
+        ),
+        ({"data": "splits['validation'] = (points[:0], labels[:0])"}, "the validation split of {name} is empty"),
+        ({"data": "del splits['test']"}, "{name} has no split test"),
+        ({"data": "raise OSError('the disk is on fire')"}, "{name} cannot be read: OSError: the disk is on fire"),
+        ({"task": "host_optimizer=OptimizerSettings(kind='adamw'),"}, "does not import: ValidationError"),
+        (
+            {"more_host": "def __init__(self, input_shape, classes, *, width): pass"},
+            "needs an annotation and a default",
+        ),
+        ({"more_host": ")"}, "does not import: SyntaxError"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_said_in_one_line_before_any_actor_starts(
+    changes: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = write_plugin(tmp_path, **changes)
+    error = refused(["train", "--plugin", name, "--task", name], capsys, monkeypatch)
+    assert message.format(name=name) in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --plugin my_package.my_module", "plugin 'my_package.my_module' does not import: ModuleNotFoundError"),
+        ("tasks --plugin nowhere", "plugin 'nowhere' does not import"),
+        ("train --task pydoc --set host.context=32", "64 tokens is longer than the host's context of 32"),
+        (
+            "train --task pydoc --set data.sequence_length=100",
+            "lower data.sequence_length to 64, or raise host.context",
+        ),
+        ("train --task pydoc --set data.sequence_length=40000 host.context=40000", "too few for one sequence of 40000"),
+        ("train --set host.kind=mixture", "unknown host 'mixture': expected one of"),
+        ("train --set host.widht=3", "unknown task setting 'host.widht'"),
+        ("train --set host.base_channels=0", "host.base_channels=0: Input should be greater than or equal to 1"),
+        ("train --set host.base_channels=many", "host.base_channels='many': Input should be a valid integer"),
+        ("train --slot block3_post", "unknown injection point 'block3_post'"),
+        ("heuristic --slot block1_pots", "did you mean 'block1_post'?"),
+        ("train --task cifar10 --hub --data-dir .", "--hub and --data-dir exclude each other"),
+        ("train --hub", "the hub has no copy of digits"),
+        ("train --set host.kind=transformer", "host 'transformer' reads texts (tokens,), got samples (1, 8, 8)"),
+    ],
+)
+def test_bad_input_about_hosts_and_data_is_one_line_before_any_actor_starts(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert message in refused(arguments.split(), capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("@data_source('{name}'", "data source 'digits' is already registered"),
+        ("@host('{name}'", "host 'digits' is already registered"),
+        ("    name='{name}'", "task 'digits' is already registered"),
+    ],
+)
+def test_names_that_are_taken_are_refused(
+    line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "host" in message:
+        host("digits")(CNNHost)
+    name = write_plugin(tmp_path)
+    path = tmp_path / f"{name}.py"
+    wanted = line.format(name=name).replace("'", '"')
+    assert wanted in path.read_text()
+    path.write_text(path.read_text().replace(wanted, wanted.replace(name, "digits")))
+    assert message in refused(["tasks", "--plugin", name], capsys, monkeypatch)
+
+
+def test_another_host_can_learn_an_old_task_with_its_own_options(tmp_path: Path) -> None:
+    load_plugins(["examples.photo_mixer"])
+    task = get_task_spec("digits", {"host.kind": "mixer", "host.width": 6})
+    assert task.host.options == {"width": 6, "blocks": 2, "patch": 4}
+    assert "photos" in task_names()
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Cluster]]:
+    """A head without CPUs and two nodes with one each; a plugin that only the driver can import."""
+    name = write_plugin(tmp_path)
+    load_plugins([name])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("/")
+        ray.init(address=cluster.address, log_to_driver=False, runtime_env=plugin_environment([name]))
+    (tmp_path / f"{name}.py").unlink()  # other machines do not have it either
+    try:
+        yield name, cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
+    """Node, file of the plugin and actions, as an actor has them."""
+    import inspect
+
+    host = type(runner._host_env()._run.model.host)  # type: ignore[union-attr]
+    return ray.get_runtime_context().get_node_id(), inspect.getfile(host), runner.action_names()
+
+
+@pytest.mark.slow
+def test_actors_on_other_machines_get_the_plugin_s_source(two_nodes: tuple[str, Cluster], tmp_path: Path) -> None:
+    name, _ = two_nodes
+    config = build_config(
+        get_task_spec(name),
+        PPOSettings(minibatch_size=32, update_epochs=2),
+        Placement(2, 1, 0.0),
+        iterations=1,
+        episodes_per_iteration=4,
+        seed=0,
+        plugins=[name],
+    )
+    algorithm = EpisodePPO(config=config)
+    try:
+        algorithm.train()
+        found = algorithm.env_runner_group.foreach_env_runner(where, local_env_runner=False)
+        assert len(algorithm.episodes) == 4
+    finally:
+        algorithm.stop()
+    nodes, files, actions = zip(*found, strict=True)
+    assert len(set(nodes)) == 2
+    assert all("runtime_resources" in file and not file.startswith(str(tmp_path)) for file in files)
+    assert set(actions) == {("WAIT", f"GERMINATE_{name.upper()}", "FOSSILIZE", "CULL")}
+
+
+def test_a_plugin_that_a_running_ray_does_not_have_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_plugin(tmp_path)
+    monkeypatch.chdir("/")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        monkeypatch.chdir(tmp_path)
+        assert run(["train", "--plugin", name, "--task", name]) == 2
+        error = capsys.readouterr().err
+    finally:
+        ray.shutdown()
+    assert error.startswith(f"esper-ray: inside the actors: plugin '{name}' does not import")
+    assert error.count("\n") == 1
