@@ -4,7 +4,6 @@ import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 
 from esper_ray.errors import ConfigurationError
 
@@ -21,21 +20,36 @@ def load_plugins(names: Iterable[str]) -> None:
         sys.path.insert(0, here)
     for name in names:
         try:
-            importlib.import_module(name)
-        except Exception as error:
+            module = importlib.import_module(name)
+        except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ConfigurationError(
                 f"plugin '{name}' does not import: {type(error).__name__}: {reason}; expected a module such as "
                 "my_package.my_module, in the working folder, installed or on PYTHONPATH"
             ) from error
+        if module.__file__ is None:
+            raise ConfigurationError(f"plugin '{name}' is a folder without code; name a module in it")
 
 
-def shipped_modules(names: Iterable[str]) -> list[ModuleType]:
-    """Returns the top-level packages of loaded plugins that other machines do not have: all but the installed ones."""
-    tops = {name.partition(".")[0]: importlib.import_module(name.partition(".")[0]) for name in names}
-    return [module for module in tops.values() if not _is_installed(module)]
+def is_redefinition(known: object, new: object) -> bool:
+    """Returns whether two functions or classes are the same definition, run again: a notebook cell, a second import."""
+    return _where_defined(known) == _where_defined(new)
 
 
-def _is_installed(module: ModuleType) -> bool:
-    where = module.__file__ or next(iter(getattr(module, "__path__", [])), "")
-    return bool({"site-packages", "dist-packages"} & set(Path(where).parts))
+def _where_defined(thing: object) -> tuple[object, object]:
+    return getattr(thing, "__module__", None), getattr(thing, "__qualname__", thing)
+
+
+def shipped_paths(names: Iterable[str]) -> list[str]:
+    """Returns the files and top-level folders of loaded plugins that other machines do not have: all not installed."""
+    paths = dict.fromkeys(_top_path(name) for name in names)
+    return [str(path) for path in paths if not {"site-packages", "dist-packages"} & set(path.parts)]
+
+
+def _top_path(name: str) -> Path:
+    module = sys.modules[name]
+    assert module.__file__ is not None, "a plugin is a file"
+    path = Path(module.__file__)
+    if hasattr(module, "__path__"):
+        path = path.parent  # a package's file lies inside it
+    return path.parents[name.count(".") - 1] if "." in name else path

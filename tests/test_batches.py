@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from esper_ray.data import SampleLoader, TokenLoader, crop_and_flip, data_source, get_source, prepare
+from esper_ray.data import CropAndFlip, DataSource, SampleLoader, TokenLoader, data_source, get_source, prepare
 from esper_ray.data.source import _SOURCES
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.tasks import DataSettings, TaskSpec, load_task_data
@@ -54,9 +54,22 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (splits(test=(np.full((5, 3), np.inf), np.zeros(5, int))), "the test split of made_up has NaN or infinite"),
         (splits(validation=(np.zeros((0, 3)), np.zeros(0, int))), "the validation split of made_up is empty"),
         (splits(train=(np.zeros((4, 3)), np.zeros(3, int))), "does not fit together"),
-        (splits(train=(np.zeros((4, 3)), np.array([0, 1, -1, 0]))), "labels of type int64 from -1 to 1"),
-        (splits(train=(np.zeros((4, 3)), np.array([0, 1, 0.5, 0]))), "labels of type float64"),
+        (
+            splits(train=(np.zeros((4, 3)), np.array([0, 1, -1, 0]))),
+            "has labels from -1 to 1: expected whole numbers from 0",
+        ),
+        (
+            splits(train=(np.zeros((4, 3)), np.array([0, 1, 0.5, 0]))),
+            "labels of type float64: expected numbers, and whole numbers from 0",
+        ),
         ({"train": splits()["train"]}, "made_up has no split validation, test"),
+        (
+            splits(train=(np.zeros((2, 3)), np.array(["cat", "dog"]))),
+            "the train split of made_up has inputs of type float64",
+        ),
+        (splits(train=(np.array([["a"], ["b"]]), np.zeros(2, int))), "has inputs of type <U1 and labels of type int64"),
+        (splits(train=np.zeros((2, 3))), "the train split of made_up must be a pair of inputs and labels"),
+        (None, "the reader of made_up must return a dict of splits, got NoneType"),
     ],
 )
 def test_data_that_no_training_can_use_is_refused(source: Any, made_up: Any, message: str) -> None:
@@ -100,12 +113,26 @@ def test_stored_values_survive_being_read(source: Any) -> None:
     assert torch.equal(first, again)
 
 
+def test_a_reader_without_a_file_is_known_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: what was prepared for one reader is not taken for another's."""
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path))
+    found = []
+    for shift in (0, 1):
+        code = f"def read(files): return {{n: (np.ones((4, 2)) + {shift}, np.arange(4)) for n in NAMES}}"
+        scope: dict[str, Any] = {"np": np, "NAMES": ("train", "validation", "test")}
+        exec(compile(code, "<cell>", "exec"), scope)
+        read = scope["read"]
+        found.append(prepare(DataSource("cell", "", 1, lambda _: [], read)).split("train")[0][0, 0].item())
+    assert found == [1.0, 2.0]
+
+
 # --- augmentation -------------------------------------------------------------------------------------------------
 
 
 def test_every_augmented_image_is_a_shift_or_a_mirrored_shift_of_its_original() -> None:
     images = torch.from_numpy(RNG.integers(1, 256, (32, 3, 12, 10), dtype=np.uint8))
-    augmented = crop_and_flip(images, torch.Generator().manual_seed(0))
+    augmentation = CropAndFlip()
+    augmented = augmentation.apply(images, augmentation.draw(32, torch.Generator().manual_seed(0)))
     assert (augmented.shape, augmented.dtype) == (images.shape, images.dtype)
     seen = set()
     for image, result in zip(images, augmented, strict=True):
@@ -131,7 +158,7 @@ def window(padded: torch.Tensor, top: int, left: int, mirrored: bool) -> torch.T
 
 def test_augmentation_follows_from_the_seed_of_the_epoch_and_only_training_has_it() -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
-    loader = SampleLoader(images, torch.arange(40), 16, "cpu", (0.0,), (1.0,), True, crop_and_flip)
+    loader = SampleLoader(images, torch.arange(40), 16, "cpu", (0.0,), (1.0,), True, CropAndFlip())
 
     def epoch(seed: int) -> torch.Tensor:
         loader.start_epoch(seed)

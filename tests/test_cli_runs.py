@@ -133,7 +133,7 @@ def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_c
         f"export {out} --episode 1 --best": "--episode and --best exclude each other",
         f"export {out} --episode {worst}": "exists already; name another folder with --out",
         f"export {tmp_path}": "holds no run: config.json cannot be read",
-        "export": "run",
+        "export": "Missing from esper-ray export: PATH Run folder",
     }.items():
         assert run(wrong.split()) == 2
         error = capsys.readouterr().err

@@ -288,3 +288,29 @@ def test_it_is_a_gymnasium_environment(env: MorphogenesisEnv) -> None:
     assert info["episode_seed"] == 7
     assert np.array_equal(first["observations"], again["observations"])
     assert env.reset()[1]["episode_seed"] != env.reset()[1]["episode_seed"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"reward.mode": "loss", "reward.target_loss": 5.0},
+            r"target_loss=5 must be below .* 2.30 nats for 10 classes",
+        ),
+        ({"data.sequence_length": 3}, "data.sequence_length is for texts"),
+        ({"host.base_chanels": 3}, "did you mean 'host.base_channels'"),
+        ({"data.batch_size": 0}, "data.batch_size=0"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        get_task_spec("digits", overrides)
+
+
+def test_settings_of_images_are_refused_for_a_text() -> None:
+    with pytest.raises(ConfigurationError, match="augmentation=crop_and_flip is for images"):
+        get_task_spec("pydoc", {"data.augmentation": "crop_and_flip"})
+    with pytest.raises(ConfigurationError, match=r"data.batch_size=0"):
+        get_task_spec("pydoc", {"data.batch_size": 0})
+    with pytest.raises(ConfigurationError, match=r"needs data.sequence_length"):
+        get_task_spec("pydoc", {"data.sequence_length": None})

@@ -140,7 +140,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
             {"host": "self.injection_points = {'middle': 5}"},
             "host Host states width 5 for 'middle', but brings features (8,)",
         ),
-        ({"host": "self.leave = nn.Linear(width, 3)"}, "host Host must return 2 logits, got shape (1, 3)"),
+        ({"host": "self.leave = nn.Linear(width, 3)"}, "host Host must return logits of shape (1, 2), got (1, 3)"),
         ({"host": "self.enter = nn.Linear(9, width)"}, "host Host fails on inputs of shape (1, 4): RuntimeError"),
         ({"host": "int('x')"}, "host '{name}' cannot be built for samples of shape (4,) and 2 classes: ValueError"),
         (

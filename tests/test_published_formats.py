@@ -2,11 +2,13 @@
 
 import gzip
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -294,5 +296,31 @@ def test_gzip_of_an_idx_file_that_was_cut_off_is_refused(tmp_path: Path) -> None
 
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x04abcd")[:-6])
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="is truncated or altered"):
         read_idx(path)
+
+
+def test_missing_or_mixed_shards_are_refused(tmp_path: Path) -> None:
+    write_stories_parquet(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "data", copy)
+    with pytest.raises(DatasetError, match="holds parquet files in several folders"):
+        prepare(get_source("tinystories"), tmp_path)
+    assert text_of(prepare(get_source("tinystories"), copy), "train") == STORIES
+    next(copy.glob("train-00001*")).unlink()
+    with pytest.raises(DatasetError, match="does not hold every shard of split train: found train-00000-of-00002"):
+        prepare(get_source("tinystories"), copy)
+
+
+def test_rows_without_a_story_are_refused(tmp_path: Path) -> None:
+    write_stories_parquet(tmp_path)
+    pq.write_table(pa.table({"text": ["a", None]}), next(tmp_path.rglob("validation-*")))
+    with pytest.raises(DatasetError, match="validation split of tinystories has rows without a story"):
+        prepare(get_source("tinystories"), tmp_path)
+
+
+def test_a_file_that_is_no_story_file_is_refused_at_once(tmp_path: Path) -> None:
+    write_stories_text(tmp_path)
+    (tmp_path / "TinyStoriesV2-GPT4-train.txt").write_bytes(b"x" * (9 << 20))
+    with pytest.raises(DatasetError, match=r"is no file of TinyStories: no <\|endoftext\|> in"):
+        prepare(get_source("tinystories"), tmp_path)

@@ -12,6 +12,7 @@ from esper_ray.episode.rewards import (
     attributed_accuracy,
     gain,
     growth_doublings,
+    loss,
     stage_potential,
 )
 from esper_ray.lifecycle import SeedStage
@@ -31,7 +32,7 @@ def episode(
         final = i == len(moments) - 2
         decision = decisions.get(i, Decision.WAIT)
         steps.append(
-            gain(RewardInput(before, decision, after, False, final, kept, 1.0, 1.0, 2.3, added, 100), SETTINGS)
+            gain(RewardInput(before, decision, after, False, final, kept, 1.0, 1.0, 1.0, 2.3, added, 100), SETTINGS)
         )
     return steps
 
@@ -105,8 +106,58 @@ def test_a_seed_without_effect_is_not_paid_for_the_host_s_own_progress() -> None
 
 
 def test_a_rollback_costs_its_penalty_and_the_scale_applies_to_every_component() -> None:
-    step = RewardInput(KEPT[1], Decision.WAIT, KEPT[2], True, False, 0.0, 1.0, 1.0, 2.3, 0, 100)
+    step = RewardInput(KEPT[1], Decision.WAIT, KEPT[2], True, False, 0.0, 1.0, 1.0, 1.0, 2.3, 0, 100)
     full, half = gain(step, SETTINGS), gain(step, SETTINGS.model_copy(update={"scale": 0.5}))
     assert full["governor"] == -10.0
     assert {name: value / 2 for name, value in full.items()} == pytest.approx(half)
     assert gain(replace(step, rolled_back=False), SETTINGS)["governor"] == 0.0
+
+
+# --- loss ---------------------------------------------------------------------------------------------------------
+
+LOSS = RewardSettings(mode="loss", scale=1.0, typical_loss_delta=0.1, target_loss=1.0, potential_weight=0.0)
+FOSSIL, LIVE = SlotMoment(S.FOSSILIZED, 3, 0.0), SlotMoment(S.PROBATIONARY, 3, 0.0)
+
+
+def loss_step(before: float, after: float, decision: Decision = Decision.WAIT) -> dict[str, float]:
+    return loss(RewardInput(EMPTY, decision, EMPTY, False, False, 0.0, before, after, after, 3.0, 0, 100), LOSS)
+
+
+def last_step(after: float, kept: float, added: int = 0) -> dict[str, float]:
+    moment = FOSSIL if added else LIVE
+    return loss(RewardInput(moment, Decision.WAIT, moment, False, True, 0.0, after, after, kept, 3.0, added, 100), LOSS)
+
+
+def test_an_improvement_of_the_loss_is_paid_in_typical_ones_and_a_regression_costs_half() -> None:
+    assert loss_step(2.0, 1.9)["loss"] == pytest.approx(5.0)
+    assert loss_step(2.0, 1.0)["loss"] == pytest.approx(25.0)
+    assert loss_step(1.9, 2.0)["loss"] == pytest.approx(-2.5)
+    assert loss_step(1.0, 9.0)["loss"] == pytest.approx(-12.5)
+
+
+def test_the_way_to_the_target_and_the_rent_are_settled_at_the_end() -> None:
+    assert last_step(2.0, 2.0)["target"] == pytest.approx(2.5)
+    assert last_step(0.5, 0.5)["target"] == pytest.approx(5.0)
+    assert last_step(3.5, 3.5)["target"] == 0.0
+    assert last_step(2.0, 2.0, added=100)["rent"] == pytest.approx(-5.0)
+    assert loss_step(2.0, 2.0)["target"] == loss_step(2.0, 2.0)["rent"] == 0.0
+
+
+def test_what_goes_with_a_seed_is_taken_back_in_full() -> None:
+    """Neither culling after a gain nor dropping a seed at the end leaves any of its pay."""
+    grown = sum(sum(loss_step(before, before - 0.2).values()) for before in (3.0, 2.8, 2.6, 2.4, 2.2))
+    assert grown == pytest.approx(50.0)
+    culled = loss_step(2.0, 3.0, Decision.CULL)
+    assert culled["loss"] == pytest.approx(-50.0)
+    dropped = last_step(2.0, 3.0)
+    assert dropped["dropped"] == pytest.approx(-50.0)
+    kept, never_kept = last_step(2.0, 2.0, added=10), last_step(2.0, 3.0)
+    assert sum(kept.values()) > sum(never_kept.values()) + 40
+    assert last_step(2.0, 1.9)["dropped"] == 0.0
+
+
+def test_every_component_of_the_loss_reward_is_scaled() -> None:
+    step = RewardInput(LIVE, Decision.CULL, EMPTY, True, True, 0.0, 2.0, 2.1, 2.3, 3.0, 10, 100)
+    full, half = loss(step, LOSS), loss(step, LOSS.model_copy(update={"scale": 0.5}))
+    assert {name: value / 2 for name, value in full.items()} == pytest.approx(half)
+    assert full["governor"] == -10.0

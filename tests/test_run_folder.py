@@ -38,7 +38,7 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    return RunPlan("train", TrainConfig(), ENV.task, Placement(2, 1, 0.0), 16, 32, NAMES, tmp_path / "run")
+    return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), 32, NAMES, tmp_path / "run")
 
 
 def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:

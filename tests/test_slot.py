@@ -138,6 +138,7 @@ def test_the_counterfactual_in_one_pass_equals_two_passes(stage: SeedStage) -> N
 
 def test_the_counterfactual_runs_the_layers_before_the_slot_once() -> None:
     model = grown("conv_light", S.PROBATIONARY).eval()
+    model.forward_with_counterfactual(batch(2)[0])  # the first time it finds out whether this host can do so
     calls: list[int] = []
     hooks: list[Callable[[], None]] = [
         conv.register_forward_hook(lambda _module, args, _output: calls.append(len(args[0]))).remove
@@ -231,7 +232,8 @@ def test_a_blueprint_that_changes_the_feature_shape_is_refused() -> None:
             model.germinate_seed("widening", "s")
         assert model.seed_slot.is_empty
         with pytest.raises(ConfigurationError, match="already registered"):
-            blueprint("widening", topology="cnn")(widening)
+            blueprint("widening", topology="cnn")(nn.Identity)
+        blueprint("widening", topology="cnn")(widening)  # the same again, as when a notebook's cell is run twice
     finally:
         del _REGISTRY["cnn", "widening"]
 
@@ -260,3 +262,72 @@ def test_freezing_holds_a_fossilized_seed_still() -> None:
     state.stage, state.contribution = S.PROBATIONARY, 1.0
     assert model.seed_slot.advance_stage(S.FOSSILIZED).passed
     assert not any(p.requires_grad for p in model.get_seed_parameters())
+
+
+class ResidualHost(nn.Module):
+    """A host as users write them: it works in place behind the slot, and adds what came before it."""
+
+    injection_points = {"middle": 4}  # noqa: RUF012
+
+    def __init__(self, skips: bool = True, reshapes: bool = False) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 64, 10)
+        self.skips, self.reshapes = skips, reshapes
+        self.slot: nn.Module = nn.Identity()
+
+    def register_slot(self, slot_id: str, module: nn.Module) -> None:
+        self.slot = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        before = self.enter(images)
+        behind = nn.functional.relu(self.slot(before), inplace=True)
+        if self.skips:
+            behind = behind + before
+        return self.head(behind.reshape(len(images), -1) if self.reshapes else behind.flatten(1))
+
+
+@pytest.mark.parametrize(("skips", "reshapes"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_host_may_work_in_place_skip_the_slot_and_reshape(skips: bool, reshapes: bool) -> None:
+    torch.manual_seed(0)
+    model = MorphogeneticModel(ResidualHost(skips, reshapes), settings=QUICK)
+    state = model.germinate_seed("conv_light", "s")
+    model.seed_slot.advance_stage(S.TRAINING)
+    inputs, targets = batch(16)
+    nn.functional.cross_entropy(model.train()(inputs), targets).backward()
+    assert not model.seed_slot.isolation_violated()
+    state.stage, state.alpha = S.BLENDING, 0.7
+    model.eval()
+    with torch.no_grad():
+        for count in (16, 1):
+            together, without = model.forward_with_counterfactual(inputs[:count])
+            assert torch.allclose(together, model(inputs[:count]), atol=1e-5)
+            with model.seed_slot.force_alpha(0.0):
+                assert torch.allclose(without, model(inputs[:count]), atol=1e-5)
+            assert not torch.allclose(together, without, atol=1e-3)
+
+
+def test_a_host_that_hides_its_slot_from_its_weights_is_refused() -> None:
+    class Hiding(ResidualHost):
+        def register_slot(self, slot_id: str, module: nn.Module) -> None:
+            self.__dict__["slot"] = module
+
+    with pytest.raises(ConfigurationError, match=r"does not hold the module of its slot.*nn.ModuleDict"):
+        MorphogeneticModel(Hiding())
+
+
+def test_channels_last_leaves_other_convolutions_alone() -> None:
+    host = ResidualHost()
+    host.volume = nn.Conv3d(1, 1, 3)
+    model = MorphogeneticModel(host, channels_last=True)
+    assert model.host.enter.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_germinate_builds_a_seed() -> None:
+    model = make_model()
+    model.germinate_seed("norm", "s")
+    assert model.seed_slot.advance_stage(S.CULLED).passed
+    assert model.seed_state is not None and model.seed_state.embargo_left == QUICK.embargo_epochs
+    while not model.seed_slot.is_empty:
+        model.seed_slot.step_epoch()
+    assert not model.seed_slot.advance_stage(S.GERMINATED).passed
+    assert model.seed_slot.is_empty and model.seed_slot.seed is None

@@ -127,7 +127,7 @@ def test_flex_attention_computes_what_attention_does() -> None:
 
 def test_a_blueprint_that_the_device_cannot_train_is_no_action_and_the_reason_is_known() -> None:
     assert "flex_attention" in registered_blueprints("transformer")
-    assert "backward on CPU" in barred_blueprints("transformer", "cpu")["flex_attention"]
+    assert "backward on CPU" in barred_blueprints("transformer", WIDTH, "cpu")["flex_attention"]
     actions = ActionTable.of(make_model())
     assert actions.names[1:-2] == tuple(f"GERMINATE_{name.upper()}" for name in TRAINABLE)
     assert "flex_attention" not in actions.blueprint_ids
@@ -135,7 +135,7 @@ def test_a_blueprint_that_the_device_cannot_train_is_no_action_and_the_reason_is
 
 def test_a_blueprint_is_an_action_where_nothing_stands_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = _REGISTRY["transformer", "flex_attention"]
-    monkeypatch.setattr(entry, "obstacles", {torch.device("cpu"): None})
+    monkeypatch.setattr(entry, "obstacles", {(torch.device("cpu"), WIDTH): None})
     assert ActionTable.of(make_model()).blueprint_ids[-2:] == ("flex_attention", "mlp")
 
 

@@ -93,9 +93,9 @@ def write_stories_text(folder: Path) -> None:
 def write_stories_parquet(folder: Path) -> None:
     inner = folder / "data"
     inner.mkdir()
-    for name, stories in (("train", STORIES[:40]), ("train", STORIES[40:]), ("validation", STORIES[:20])):
-        part = len(list(inner.glob(f"{name}-*")))
-        pq.write_table(pa.table({"text": stories}), inner / f"{name}-{part:05d}-of-00002-0123456789abcdef.parquet")
+    shards = {"train-00000-of-00002": STORIES[:40], "train-00001-of-00002": STORIES[40:]}
+    for name, stories in {**shards, "validation-00000-of-00001": STORIES[:20]}.items():
+        pq.write_table(pa.table({"text": stories}), inner / f"{name}-0123456789abcdef.parquet")
 
 
 def write_gpt2_tokenizer(path: Path) -> None:

@@ -3,7 +3,7 @@
 import warnings
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.train import INTERRUPTED, journeys
+from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.heuristic import HeuristicResult, play_heuristic
 
@@ -34,5 +34,5 @@ def _summary(result: HeuristicResult) -> list[str]:
         taken = ", ".join(f"{name} {count}" for name, count in result.means["actions"].items() if count)
         fossilized = sum(record.kept_blueprint is not None for record in result.records)
         lines += [f"Decisions: {taken}.", journeys(result.means["episodes_reaching"], fossilized)]
-    lines += [f"Run folder: {plan.out}", f"Next: esper-ray export {plan.out} --best"]
-    return lines
+    lines += [*losses(result.actors_lost), f"Run folder: {plan.out}"]
+    return lines + export_hint(plan.out, plan.config.keep_hosts, len(result.records))

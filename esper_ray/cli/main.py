@@ -5,6 +5,7 @@ import itertools
 import operator
 import re
 import sys
+from collections import deque
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -17,6 +18,7 @@ from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
 from esper_ray.orchestration.config import ExportConfig, HeuristicConfig, TrainConfig, load_config
 
 _USAGE_ERROR = 2
+_GATHERED = ("--plugin", "--set")
 
 
 class TasksConfig(BaseModel):
@@ -27,7 +29,7 @@ class TasksConfig(BaseModel):
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Task to show in full."""
     plugin: tuple[str, ...] = ()
-    """Modules to import first, which register tasks of your own."""
+    """Module to import first, which registers tasks of your own. Repeat the flag for several."""
     slot: str | None = None
     """Injection point whose blueprints to show, with a task's name."""
     data_dir: Path | None = None
@@ -61,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"esper-ray: {error}", file=sys.stderr)
         return _USAGE_ERROR
     except KeyboardInterrupt:
-        print("esper-ray: interrupted before the first iteration", file=sys.stderr)
+        print("esper-ray: interrupted", file=sys.stderr)
         return 130
 
 
@@ -102,7 +104,7 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
                 train | heuristic | export | tasks,
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
-                args=list(arguments),
+                args=_gathered(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
             return parsed
@@ -110,6 +112,32 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
         if not exit_request.code:
             raise
         raise EsperError(_one_line(errors.getvalue())) from None
+
+
+def _gathered(arguments: Sequence[str]) -> list[str]:
+    """Puts the values of each flag that takes several behind one such flag at the end.
+
+    So a flag may be repeated, and none swallows what is not its own: --plugin takes one value each time, --set all
+    KEY=VALUE that follow.
+    """
+    rest: list[str] = []
+    values: dict[str, list[str]] = {}
+    queue = deque(part for argument in arguments for part in _split_flag(argument))
+    while queue:
+        argument = queue.popleft()
+        if argument not in _GATHERED or not queue:
+            rest.append(argument)
+            continue
+        taken = values.setdefault(argument, [])
+        taken.append(queue.popleft())
+        while argument == "--set" and queue and "=" in queue[0] and not queue[0].startswith("--"):
+            taken.append(queue.popleft())
+    return rest + [part for flag, taken in values.items() for part in (flag, *taken)]
+
+
+def _split_flag(argument: str) -> list[str]:
+    flag, equals, value = argument.partition("=")
+    return [flag, value] if flag in _GATHERED and equals else [argument]
 
 
 def _config_of_file(arguments: Sequence[str]) -> TrainConfig:

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
-from esper_ray.errors import DatasetError
+from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.models import barred_blueprints, list_blueprints
 from esper_ray.orchestration.config import TaskChoice
 from esper_ray.plugins import load_plugins
-from esper_ray.tasks import TaskSpec, create_model, get_task_spec, task_names
+from esper_ray.tasks import TaskSpec, create_model, get_task_spec, task_names, with_tokenizer
 from esper_ray.tasks.registry import task_settings
 
 
@@ -25,6 +26,8 @@ def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_
     console = Console(highlight=False)
     load_plugins(plugins)
     if name is None:
+        if slot is not None or data_dir is not None:
+            raise ConfigurationError("--slot and --data-dir need the name of a task: esper-ray tasks NAME")
         for known in task_names():
             _print_summary(console, get_task_spec(known), None)
             console.print()
@@ -39,11 +42,14 @@ def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_
 
 
 def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> None:
+    task, device = with_tokenizer(task, data_dir), _device()
     model = create_model(task)
     slot, options = model.seed_slot, ", ".join(f"{name} {value}" for name, value in task.host.options.items())
     parameters = sum(parameter.numel() for parameter in model.get_host_parameters())
     points = ", ".join(f"{point} ({width})" for point, width in model.host.injection_points.items())  # type: ignore[operator, union-attr]
-    seeds = ", ".join(f"{b.blueprint_id} {b.parameter_count:,}" for b in list_blueprints(slot.topology, slot.width))
+    seeds = ", ".join(
+        f"{b.blueprint_id} {b.parameter_count:,}" for b in list_blueprints(slot.topology, slot.width, device)
+    )
     console.print(f"[bold]{task.name}[/bold]", f"{task.summary}; {task.max_epochs} epochs an episode", sep="  ")
     lines = {
         "host": f"{task.host.kind}: {parameters:,} parameters; {options}",
@@ -51,7 +57,7 @@ def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> N
         "blueprints": f"parameters at width {slot.width}: {seeds}",
         "data": _data(task, data_dir),
     }
-    for barred, reason in barred_blueprints(slot.topology).items():
+    for barred, reason in barred_blueprints(slot.topology, slot.width, device).items():
         lines[barred] = f"not among the blueprints here: {reason}"
     table = Table.grid(padding=(0, 2))
     for title, text in lines.items():
@@ -60,11 +66,16 @@ def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> N
 
 
 def _print_settings(console: Console, task: TaskSpec) -> None:
-    console.print(f"  actions: {', '.join(ActionTable.of(create_model(task)).names)}\n", markup=False)
+    console.print(f"  actions: {', '.join(ActionTable.of(create_model(task), _device()).names)}\n", markup=False)
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
         settings.add_row(key, str(value))
     console.print(settings)
+
+
+def _device() -> str:
+    """Returns where hosts would train by default on this machine."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _data(task: TaskSpec, data_dir: Path | None) -> str:

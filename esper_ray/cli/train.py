@@ -1,16 +1,12 @@
 """`esper-ray train`: runs the main job and says what came of it."""
 
 import warnings
-from collections.abc import Mapping
 
 from esper_ray.cli.display import make_display
-from esper_ray.lifecycle import SeedStage
+from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.metrics import mean_with_error
 from esper_ray.orchestration.train import RunResult, train
-
-INTERRUPTED = 130
-_JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
 def run_train(config: TrainConfig) -> int:
@@ -34,9 +30,9 @@ def summary(result: RunResult) -> list[str]:
     if result.trained:
         lines.append(_comparison(result))
         lines.append(journeys(result.stage_counts, result.fossilized))
-    if result.actors_lost:
-        lines.append(f"{result.actors_lost} actors were lost and replaced; their episodes were played again.")
+    lines += losses(result.actors_lost)
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
+    lines += export_hint(plan.out, plan.config.keep_hosts, len(result.trained))
     return lines
 
 
@@ -54,9 +50,3 @@ def _comparison(result: RunResult) -> str:
         f"{line} {len(result.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
         f"Difference: {difference:+.1f} points, standard error {error:.1f}."
     )
-
-
-def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
-    """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
-    reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
-    return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {fossilized}."

@@ -1,19 +1,33 @@
 """Cutting a split into batches without per-sample Python."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""Batch (N, …) as stored, generator on the CPU → batch of the same shape."""
+_RESIDENT_BYTES = 512 * 2**20
+"""Largest split that is kept on another device than the CPU; of a larger one each batch is copied there."""
+
+
+class Augmentation(Protocol):
+    """A random change of training samples."""
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Returns what is random about the samples of one epoch, (samples, …) on the CPU."""
+        ...
+
+    def apply(self, inputs: Tensor, drawn: Tensor) -> Tensor:
+        """Returns the changed batch (N, …), as it is stored, for the rows (N, …) of what was drawn."""
+        ...
 
 
 class BatchLoader(ABC):
     """Iterates over (inputs, targets) batches of one split, in an order that follows from `start_epoch`'s seed.
 
-    On the CPU the stored values stay in the shared memory map; on another device they are copied there once.
+    On the CPU the stored values stay in the shared memory map; on another device they are copied there once, or batch
+    by batch where they are too large.
 
     Args:
         samples: samples of one epoch.
@@ -70,8 +84,10 @@ class SampleLoader(BatchLoader):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(len(targets), batch_size)
-        self._inputs = inputs.to(device)
-        self._targets = targets.to(device)
+        self._device = torch.device(device)
+        home = _home(inputs, device)
+        self._inputs = inputs.to(home)
+        self._targets = targets.to(home)
         per_channel = (1, -1, *[1] * (inputs.dim() - 2))
         self._offset = -torch.tensor(mean, device=device).view(per_channel)
         self._scale = 1.0 / torch.tensor(std, device=device).view(per_channel)
@@ -79,20 +95,26 @@ class SampleLoader(BatchLoader):
         self._augmentation = augmentation
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = self._generator()
         if not self._shuffle:
             for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
-                yield self._finished(self._inputs[chosen], generator), self._targets[chosen]
+                yield self._normalised(self._inputs[chosen]), self._to_device(self._targets[chosen])
             return
+        generator = self._generator()
         order = torch.randperm(self._samples, generator=generator).to(self._targets.device)
-        for indices in order.split(self._batch_size):
-            yield self._finished(self._inputs[indices], generator), self._targets[indices]
+        drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
+        for start in range(0, self._samples, self._batch_size):
+            place = slice(start, start + self._batch_size)
+            stored = self._to_device(self._inputs[order[place]])
+            if self._augmentation is not None and drawn is not None:
+                stored = self._augmentation.apply(stored, drawn[place])
+            yield self._normalised(stored), self._to_device(self._targets[order[place]])
 
-    def _finished(self, stored: Tensor, generator: torch.Generator) -> Tensor:
-        if self._augmentation is not None:
-            stored = self._augmentation(stored, generator)
-        return stored.float().add(self._offset).mul_(self._scale)
+    def _normalised(self, stored: Tensor) -> Tensor:
+        return self._to_device(stored).float().add(self._offset).mul_(self._scale)
+
+    def _to_device(self, batch: Tensor) -> Tensor:
+        return batch.to(self._device, non_blocking=True)
 
 
 class TokenLoader(BatchLoader):
@@ -122,9 +144,10 @@ class TokenLoader(BatchLoader):
         self._available = whole - 1 if moves else whole
         self._offsets = sequence_length if moves else 1
         super().__init__(min(self._available, limit or self._available), batch_size)
-        self._tokens = tokens.to(device)
+        self._device = torch.device(device)
+        self._tokens = tokens.to(_home(tokens, device))
         self._length = sequence_length
-        self._within = torch.arange(sequence_length + 1, device=device)
+        self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
         self._shuffle = shuffle
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,26 +157,41 @@ class TokenLoader(BatchLoader):
             offset = torch.randint(self._offsets, (), generator=generator)
             starts = torch.randperm(self._available, generator=generator)[: self._samples] * self._length + offset
         for chosen in starts.to(self._tokens.device).split(self._batch_size):
-            window = self._tokens[chosen[:, None] + self._within].long()
+            window = self._tokens[chosen[:, None] + self._within].to(self._device, non_blocking=True).long()
             yield window[:, :-1], window[:, 1:]
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+class CropAndFlip:
     """Shifts each image by up to `padding` pixels, with zeros moving in, and mirrors every second one, at random.
 
     Source: the usual augmentation of CIFAR-10, as in He et al., "Deep Residual Learning for Image Recognition", 2016.
 
     Shape:
-        images (N, C, H, W), any dtype; the result is the same.
+        inputs (N, C, H, W), any dtype; the result is the same. Drawn: (N, 3) int64: shift down, shift right, mirrored.
     """
-    count, channels, height, width = images.shape
-    device = images.device
-    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator).to(device)
-    mirrored = torch.randint(2, (count,), generator=generator).to(device).bool()
-    columns = torch.arange(width, device=device).expand(count, width)
-    columns = left[:, None] + torch.where(mirrored[:, None], columns.flip(1), columns)
-    rows = top[:, None] + torch.arange(height, device=device)
-    padded = torch.nn.functional.pad(images, [padding] * 4)
-    samples = torch.arange(count, device=device)[:, None, None, None]
-    planes = torch.arange(channels, device=device)[None, :, None, None]
-    return padded[samples, planes, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def __init__(self, padding: int = 4) -> None:
+        self.padding = padding
+
+    def draw(self, samples: int, generator: torch.Generator) -> Tensor:
+        """Returns the shifts and mirrorings of one epoch."""
+        shifts = torch.randint(2 * self.padding + 1, (samples, 2), generator=generator)
+        return torch.cat([shifts, torch.randint(2, (samples, 1), generator=generator)], dim=1)
+
+    def apply(self, inputs: Tensor, drawn: Tensor) -> Tensor:
+        """Returns the shifted and mirrored images."""
+        count, channels, height, width = inputs.shape
+        top, left, mirrored = drawn.unbind(1)
+        columns = torch.arange(width, device=inputs.device).expand(count, width)
+        columns = left[:, None] + torch.where(mirrored[:, None] > 0, columns.flip(1), columns)
+        rows = top[:, None] + torch.arange(height, device=inputs.device)
+        padded = torch.nn.functional.pad(inputs, [self.padding] * 4)
+        samples = torch.arange(count, device=inputs.device)[:, None, None, None]
+        planes = torch.arange(channels, device=inputs.device)[None, :, None, None]
+        return padded[samples, planes, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _home(stored: Tensor, device: str | torch.device) -> torch.device:
+    """Returns where a split is kept: on the device, or on the CPU if it is too large for that."""
+    fits = stored.numel() * stored.element_size() <= _RESIDENT_BYTES
+    return torch.device(device) if fits else torch.device("cpu")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def prepare(
 ) -> PreparedData:
     """Reads the data set if this machine has not done so before, and opens it.
 
-    Safe when several processes do it at once: each writes a folder of its own and the first to rename it wins.
+    When several processes of the machine want it at once, one reads it and the others wait.
 
     Args:
         data_dir: folder with its files; None: where the source looks by itself.
@@ -79,24 +80,36 @@ def prepare(
     """
     if hub and data_dir is not None:
         raise DatasetError("--hub and --data-dir exclude each other; leave one out")
+    if hub and source.hub is None:
+        raise DatasetError(f"the hub has no copy of {source.name} that is known here; leave --hub out")
     with _named(source):
         files = [] if hub else source.find(data_dir)
     encoder = make_tokenizer(tokenizer, data_dir, hub) if source.kind == "text" else None
     origin = source.hub.repository if hub and source.hub else ""
     folder = cache_folder() / f"{source.name}-{_fingerprint(source, origin, tokenizer, files, encoder)}"
     if not folder.is_dir():
-        with _named(source):
-            content = read_hub(source) if hub else source.read(files)
-            arrays, facts = _tokens(source, content, encoder) if encoder else _samples(source, content)
-        try:
-            _write(arrays, facts, folder)
-        except OSError as error:
-            raise DatasetError(
-                f"the data cache {folder.parent} cannot be written: {error.strerror}; "
-                "name another folder in the environment variable ESPER_RAY_CACHE"
-            ) from error
+        with _only_one_process(folder):
+            if not folder.is_dir():
+                with _named(source):
+                    content = read_hub(source) if hub else source.read(files)
+                    arrays, facts = _tokens(source, content, encoder) if encoder else _samples(source, content)
+                _write(arrays, facts, folder)
     facts = json.loads((folder / _FACTS).read_text())
     return PreparedData(folder, tuple(facts["mean"]), tuple(facts["std"]), facts["classes"])
+
+
+@contextmanager
+def _only_one_process(folder: Path) -> Iterator[None]:
+    """Holds the lock of a prepared data set, and names the cache if that cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            yield
+    except OSError as error:
+        raise DatasetError(
+            f"the data cache {folder.parent} cannot be written: {error.strerror}; "
+            "name another folder in the environment variable ESPER_RAY_CACHE"
+        ) from error
 
 
 @contextmanager
@@ -115,10 +128,19 @@ def _named(source: DataSource) -> Iterator[None]:
 
 def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Path], encoder: Tokenizer | None) -> str:
     """Returns a text that changes with everything the prepared data follows from, the reader's own file included."""
-    code = hashlib.sha256(Path(inspect.getfile(source.read)).read_bytes()).hexdigest()
     stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *(encoder.files if encoder else ())]]
-    identity = [_FORMAT, source.version, code, origin, tokenizer if encoder else None, stats]
+    identity = [_FORMAT, source.version, _code_of(source), origin, tokenizer if encoder else None, stats]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+
+def _code_of(source: DataSource) -> str:
+    """Returns a digest of the file that holds the reader; of the reader's own code where that is no file."""
+    try:
+        content = Path(inspect.getfile(source.read)).read_bytes()
+    except (OSError, TypeError):
+        code = getattr(source.read, "__code__", None)
+        content = code.co_code + repr(code.co_consts).encode() if code else b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -146,15 +168,10 @@ def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dic
 
 
 def _write(arrays: dict[str, NDArray[Any]], facts: dict[str, Any], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         partial = Path(temporary) / "data"
         partial.mkdir()
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", np.ascontiguousarray(array))
         (partial / _FACTS).write_text(json.dumps(facts))
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+        partial.rename(folder)

@@ -18,6 +18,9 @@ def require_sound_samples(name: str, splits: Mapping[str, Split]) -> dict[str, S
             not a whole number from 0; the message names the split and the sample.
     """
     _require_splits(name, splits)
+    for split in SPLIT_NAMES:
+        if not isinstance(splits[split], tuple) or len(splits[split]) != 2:
+            raise DatasetError(f"the {split} split of {name} must be a pair of inputs and labels")
     return {split: _sound_split(f"the {split} split of {name}", *splits[split]) for split in SPLIT_NAMES}
 
 
@@ -33,7 +36,9 @@ def require_sound_tokens(name: str, splits: Mapping[str, NDArray[Any]]) -> dict[
     return dict(splits)
 
 
-def _require_splits(name: str, splits: Mapping[str, Any]) -> None:
+def _require_splits(name: str, splits: Any) -> None:
+    if not isinstance(splits, Mapping):
+        raise DatasetError(f"the reader of {name} must return a dict of splits, got {type(splits).__name__}")
     missing = [split for split in SPLIT_NAMES if split not in splits]
     if missing:
         raise DatasetError(f"{name} has no split {', '.join(missing)}: its reader must return {', '.join(SPLIT_NAMES)}")
@@ -52,6 +57,11 @@ def _sound_split(where: str, inputs: NDArray[Any], labels: NDArray[Any]) -> Spli
             f"{where} does not fit together: expected inputs (N, …) and labels (N,), "
             f"got {inputs.shape} and {labels.shape}"
         )
+    if inputs.dtype.kind not in "buif" or labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{where} has inputs of type {inputs.dtype} and labels of type {labels.dtype}: "
+            "expected numbers, and whole numbers from 0"
+        )
     if inputs.dtype != np.uint8:
         inputs = inputs.astype(np.float32)
         bad = np.flatnonzero(~np.isfinite(inputs).reshape(len(inputs), -1).all(axis=1))
@@ -60,9 +70,6 @@ def _sound_split(where: str, inputs: NDArray[Any], labels: NDArray[Any]) -> Spli
                 f"{where} has NaN or infinite values in {len(bad)} of {len(inputs)} samples, first in sample {bad[0]}: "
                 "mend them, or leave these samples out"
             )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise DatasetError(
-            f"{where} has labels of type {labels.dtype} from {labels.min()} to {labels.max()}: "
-            "expected whole numbers from 0"
-        )
+    if labels.min() < 0:
+        raise DatasetError(f"{where} has labels from {labels.min()} to {labels.max()}: expected whole numbers from 0")
     return inputs, labels.astype(np.int64)

@@ -3,7 +3,9 @@
 import gzip
 import io
 import pickle
+import re
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}; fetch it again") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DatasetError(f"{path} is not an IDX file of unsigned bytes; fetch it again")
     dimensions = content[3]
@@ -38,22 +40,46 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
-    """Reads columns of one or more parquet files, in the order of their names.
+def find_shards(folder: Path, splits: Sequence[str]) -> list[Path]:
+    """Returns the parquet files of the splits, NAME-00000-of-00003….parquet as on the Hugging Face hub, or none at all.
+
+    Looks in `folder`, and in its folders if it has none itself.
+
+    Raises:
+        DatasetError: shards are missing, or several folders hold such files, which would mix data sets.
+    """
+    by_split = {name: sorted(folder.glob(f"{name}-*.parquet")) for name in splits}
+    if not any(by_split.values()):
+        holders = {path.parent for name in splits for path in folder.rglob(f"{name}-*.parquet")}
+        if len(holders) > 1:
+            names = ", ".join(str(holder) for holder in sorted(holders))
+            raise DatasetError(f"{folder} holds parquet files in several folders ({names}); pass one of them")
+        return find_shards(holders.pop(), splits) if holders else []
+    for name, files in by_split.items():
+        numbers = [re.search(r"-(\d+)-of-(\d+)", path.name) for path in files]
+        of = {int(number[2]) for number in numbers if number}
+        if None in numbers or len(of) != 1 or [int(n[1]) for n in numbers if n] != list(range(*of)):
+            found = ", ".join(path.name for path in files) or "none"
+            raise DatasetError(f"{folder} does not hold every shard of split {name}: found {found}; fetch the rest")
+    return [path for files in by_split.values() for path in files]
+
+
+def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.Table]:
+    """Reads columns of the parquet files that `find_shards` found; returns split name → table.
 
     Raises:
         DatasetError: a file is truncated or altered, or lacks a column.
     """
-    tables = []
-    for path in sorted(files):
+    tables: dict[str, list[pa.Table]] = {}
+    for path in files:
         try:
             missing = set(columns) - set(pq.read_schema(path).names)
             if missing:
                 raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}: it is another data set")
-            tables.append(pq.read_table(path, columns=list(columns)))
+            tables.setdefault(path.name.partition("-")[0], []).append(pq.read_table(path, columns=list(columns)))
         except (OSError, pa.ArrowException) as error:
             raise DatasetError(f"{path} is truncated or altered: {_first_line(error)}; fetch it again") from error
-    return pa.concat_tables(tables)
+    return {name: pa.concat_tables(parts, promote_options="permissive") for name, parts in tables.items()}
 
 
 def decode_images(table: pa.Table, image: str, where: str, mode: str, side: int) -> NDArray[np.uint8]:
@@ -96,13 +122,26 @@ def require_labels(labels: NDArray[Any], images: NDArray[Any], classes: int, whe
     """
     if len(labels) != len(images):
         raise DatasetError(f"{where} does not fit together: {len(images)} images and {len(labels)} labels")
+    if labels.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{where}: expected a whole number as label of every image, got {labels.dtype}; fetch it again"
+        )
     if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
         raise DatasetError(f"{where}: expected labels 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
     return labels.astype(np.int64)
 
 
-def image_split(table: pa.Table, image: str, where: str, mode: str, side: int, classes: int) -> Split:
-    """Returns the images and labels of a table with an image column and a column "label"."""
+def image_splits(
+    tables: dict[str, pa.Table], image: str, name: str, mode: str, side: int, classes: int
+) -> tuple[Split, Split]:
+    """Returns the train and test split of tables with an image column and a column "label"."""
+    train, test = (
+        _image_split(tables[s], image, f"the {s} split of {name}", mode, side, classes) for s in ("train", "test")
+    )
+    return train, test
+
+
+def _image_split(table: pa.Table, image: str, where: str, mode: str, side: int, classes: int) -> Split:
     images = decode_images(table, image, where, mode, side)
     return images, require_labels(table.column("label").to_numpy(), images, classes, where)
 

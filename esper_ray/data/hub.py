@@ -13,8 +13,7 @@ def read_hub(source: DataSource) -> Any:
     Raises:
         DatasetError: the library is not installed, the hub does not have the data set or cannot be reached.
     """
-    if source.hub is None:
-        raise DatasetError(f"the hub has no copy of {source.name} that is known here; leave --hub out")
+    assert source.hub is not None, "the caller has looked"
     if find_spec("datasets") is None:
         raise DatasetError("--hub needs the library datasets: pip install 'esper-ray[hub]'")
     import datasets

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
+from esper_ray.plugins import is_redefinition
 
 Split = tuple[NDArray[Any], NDArray[Any]]
 """Inputs (N, …) uint8 or float32 (images: (N, channels, height, width)) and labels (N,) of whole numbers from 0."""
@@ -21,7 +22,7 @@ Documents = dict[str, Iterable[str]]
 """Split name ("train", "validation", "test") → its documents."""
 
 SPLIT_NAMES = ("train", "validation", "test")
-_SPLIT_SEED = 20_260_101
+SPLIT_SEED = 20_260_101
 """Fixed: the three-way split is part of the task, not of a run."""
 
 
@@ -86,7 +87,7 @@ def data_source(
     """
 
     def register(read: Reader) -> Reader:
-        if name in _SOURCES:
+        if name in _SOURCES and not is_redefinition(_SOURCES[name].read, read):
             raise ConfigurationError(f"data source '{name}' is already registered")
         _SOURCES[name] = DataSource(name, description, version, find or no_folder(name), read, kind, hub)
         return read
@@ -118,7 +119,7 @@ def no_folder(name: str) -> Callable[[Path | None], list[Path]]:
 
 def shuffled_split(inputs: NDArray[Any], labels: NDArray[Any], sizes: dict[str, int]) -> Splits:
     """Shuffles once, with a fixed seed, and cuts into consecutive pieces of the given sizes."""
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(inputs))
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(inputs))
     bounds = np.cumsum([0, *sizes.values()])
     pieces = zip(sizes, itertools.pairwise(bounds), strict=True)
     return {name: (inputs[order[start:end]], labels[order[start:end]]) for name, (start, end) in pieces}

@@ -1,5 +1,6 @@
 """Turning documents into tokens: bytes, or the tokens of GPT-2."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from itertools import islice
@@ -43,7 +44,9 @@ class ByteTokenizer:
 
     def encode(self, documents: Iterable[str]) -> NDArray[np.uint8]:
         """Returns (N,) uint8."""
-        joined = b"".join(document.encode() + b"\0" for document in documents)
+        joined = bytearray()
+        for document in documents:
+            joined += document.encode() + b"\0"
         return np.frombuffer(joined, np.uint8)
 
 
@@ -81,18 +84,21 @@ class GPT2Tokenizer:
 
     def encode(self, documents: Iterable[str]) -> NDArray[np.uint16]:
         """Returns (N,) uint16."""
-        pieces = [
-            np.array([*encoding.ids, self._end], np.uint16)
-            for batch in _batches(documents)
-            for encoding in self._tokenizer.encode_batch(batch)
-        ]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.uint16)
+        joined = array("H")
+        for batch in _batches(documents):
+            for encoding in self._tokenizer.encode_batch(batch):
+                joined.extend(encoding.ids)
+                joined.append(self._end)
+        return np.frombuffer(joined, np.uint16)
 
 
 def find_gpt2_tokenizer(data_dir: Path | None, hub: bool) -> Path | None:
     """Returns GPT-2's `tokenizer.json`: in the data folder, in the hub's cache or, if `hub`, fetched; else None.
 
     Without the library `tokenizers` there is none to be found.
+
+    Raises:
+        DatasetError: the hub was asked and could not be reached.
     """
     if find_spec("tokenizers") is None:
         return None
@@ -109,8 +115,12 @@ def find_gpt2_tokenizer(data_dir: Path | None, hub: bool) -> Path | None:
         return None
     try:
         return Path(huggingface_hub.hf_hub_download(_GPT2_REPOSITORY, _GPT2_FILE))
-    except Exception:  # whatever the network's trouble is: then there is none
-        return None
+    except Exception as error:  # network, hub and cache each raise their own
+        reason = " ".join(str(error).split())
+        raise DatasetError(
+            f"GPT-2's tokenizer cannot be fetched from the hub ({_GPT2_REPOSITORY}): {type(error).__name__}: {reason}; "
+            "see to the network, or --set data.tokenizer=bytes"
+        ) from error
 
 
 def make_tokenizer(name: str, data_dir: Path | None, hub: bool) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, log2
+from math import log2
 
 from esper_ray.episode.actions import Decision
 from esper_ray.lifecycle import SeedStage
@@ -42,8 +42,9 @@ class RewardInput:
         rolled_back: the governor rolled this epoch back.
         is_final: the episode ends with this step.
         kept_accuracy: validation accuracy of what is kept, percent; read on the final step only.
-        loss_before, loss_after: validation loss before and after the epoch, nats; on the final step `loss_after` is
-            that of what is kept. Before the first epoch it is `uniform_loss`.
+        loss_before: validation loss before the epoch, nats; before the first one `uniform_loss`.
+        loss_after: validation loss after the epoch, nats.
+        kept_loss: validation loss of what is kept, nats; read on the final step only.
         uniform_loss: loss of a uniform guess, nats.
         added_parameters: parameters of the fossilized seed, else 0; read on the final step only.
         host_parameters: parameters of the host alone.
@@ -57,6 +58,7 @@ class RewardInput:
     kept_accuracy: float
     loss_before: float
     loss_after: float
+    kept_loss: float
     uniform_loss: float
     added_parameters: int
     host_parameters: int
@@ -110,16 +112,22 @@ def gain(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
 def loss(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
     """Pays each improvement of the validation loss, in units of a typical one; a regression costs half as much.
 
-    One step counts as five typical ones at most. At the end the loss is that of what is kept, the share of the way from
-    a uniform guess to the target loss is paid, and rent is settled: a doubling costs what `rent` typical improvements
-    earn. The host's own progress is paid as well.
+    One epoch counts as five typical ones at most. What goes with a seed is taken back in full, neither clipped nor
+    halved: the rise of the loss on CULL and, at the end, what a seed that is not FOSSILIZED had brought. At the end the
+    share of the way from a uniform guess to the target loss is paid, and rent is settled: a doubling costs what `rent`
+    typical improvements earn. The host's own progress is paid as well.
     """
     improvement = (step.loss_before - step.loss_after) / settings.typical_loss_delta
-    improvement = min(_LOSS_CLIP, max(-_LOSS_CLIP, improvement if isfinite(improvement) else -_LOSS_CLIP))
-    way = (step.uniform_loss - step.loss_after) / (step.uniform_loss - settings.target_loss)
+    if improvement > 0:
+        improvement = min(_LOSS_CLIP, improvement)
+    elif step.decision != Decision.CULL:
+        improvement = max(-_LOSS_CLIP, improvement) / 2
+    dropped = max(0.0, step.kept_loss - step.loss_after) / settings.typical_loss_delta if step.is_final else 0.0
+    way = (step.uniform_loss - step.kept_loss) / (step.uniform_loss - settings.target_loss)
     return _scaled(
         {
-            "loss": settings.loss_weight * (improvement if improvement > 0 else improvement / 2),
+            "loss": settings.loss_weight * improvement,
+            "dropped": -settings.loss_weight * dropped,
             "target": settings.loss_weight * min(1.0, max(0.0, way)) if step.is_final else 0.0,
             "rent": -settings.loss_weight * settings.rent * _doublings_at_end(step),
             **_common(step, settings),

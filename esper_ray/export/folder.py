@@ -1,15 +1,14 @@
 """Writing a grown host: weights, topology, and the code that runs it with torch alone."""
 
 import json
-import os
 import runpy
 import shutil
-import tempfile
 import textwrap
+import uuid
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +27,14 @@ _FORMAT = 1
 _BATCH = 1000
 
 Batch = tuple[Tensor, Tensor]
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A seed whose own operations cannot be traced, but that has an equal with the same weights that can."""
+
+    def exportable(self) -> nn.Module:
+        """Returns that equal."""
 
 
 def export_model(
@@ -56,13 +63,15 @@ def export_model(
         EsperError: the written network does not compute what the model does.
         DatasetError: the test split cannot be read.
     """
+    if isinstance(model.seed_slot.seed, Exportable):
+        model.seed_slot.seed = model.seed_slot.seed.exportable()
     deployed = Deployed(model, prepared, len(task.input_shape)).eval()
     first = next(iter(_test_batches(task, prepared, data_dir)))[0]
-    program = trace(deployed, first[:2])
+    program = trace(deployed, torch.cat([first[:1], first[:1]]))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    temporary = folder.parent / f".writing-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         save_file(program.tensors, temporary / WEIGHTS)
         (temporary / MODEL).write_text(_model_source(program, model, task, first))
         written = runpy.run_path(str(temporary / MODEL))["load"](temporary)
@@ -141,9 +150,3 @@ def _topology(
 
 def _shape_in_words(first: Tensor) -> str:
     return f"({', '.join(['N', *map(str, first.shape[1:])])}) {str(first.dtype).removeprefix('torch.')}"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,6 @@ from esper_ray.errors import ConfigurationError
 from esper_ray.models import MorphogeneticModel
 from esper_ray.tasks import PreparedData
 
-_MODEL = "model."
 _HOST = "model.host."
 
 
@@ -73,12 +72,14 @@ def trace(deployed: Deployed, inputs: Tensor) -> Program:
     deployed.eval()
     try:
         batch = torch.export.Dim("batch")
-        exported = torch.export.export(deployed, (inputs,), dynamic_shapes={"inputs": {0: batch}}, strict=False)
+        with torch.no_grad():
+            exported = torch.export.export(deployed, (inputs,), dynamic_shapes={"inputs": {0: batch}}, strict=False)
     except Exception as error:  # torch.export raises whatever the traced code does, and types of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        name = type(deployed.model.host).__name__
+        name, seed = type(deployed.model.host).__name__, deployed.model.seed_slot.seed
+        grown = f" with seed {type(seed).__name__}" if seed is not None else ""
         raise ConfigurationError(
-            f"torch.export cannot trace host {name}: {reason}; write its forward in plain torch"
+            f"torch.export cannot trace host {name}{grown}: {reason}; write its forward in plain torch"
         ) from error
     signature = exported.graph_signature
     origins: dict[str, str] = {
@@ -86,28 +87,27 @@ def trace(deployed: Deployed, inputs: Tensor) -> Program:
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
+    used = _attributes_for_inputs(exported.graph, origins)
     tensors = {**exported.state_dict, **exported.constants}
-    parameters = {_stored_name(name) for name in signature.inputs_to_parameters.values()}
-    names = _attributes_for_inputs(exported.graph, origins)
+    parameters = set(signature.inputs_to_parameters.values())
     return Program(
         forward=_source(exported.graph),
-        weights=names,
-        trainable=[attribute for attribute, stored in names.items() if stored in parameters],
-        tensors={stored: tensors[_origin(stored, tensors)].detach().contiguous() for stored in names.values()},
+        weights={attribute: _stored_name(origin) for attribute, origin in used.items()},
+        trainable=[attribute for attribute, origin in used.items() if origin in parameters],
+        tensors={_stored_name(origin): tensors[origin].detach().contiguous() for origin in used.values()},
     )
 
 
 def _attributes_for_inputs(graph: Graph, origins: Mapping[str, str]) -> dict[str, str]:
-    """Turns the graph's tensor inputs into attributes; returns attribute → name in the weights file of those in use."""
-    names: dict[str, str] = {}
+    """Turns the graph's tensor inputs into attributes; returns attribute → name in the model, of those in use."""
+    used: dict[str, str] = {}
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.name in origins:
             if node.users:
-                stored = _stored_name(origins[node.name])
-                attribute = stored.replace(".", "_")
-                while attribute in names:
+                attribute = _stored_name(origins[node.name]).replace(".", "_")
+                while attribute in used:
                     attribute += "_"
-                names[attribute] = stored
+                used[attribute] = origins[node.name]
                 with graph.inserting_before(node):
                     node.replace_all_uses_with(graph.create_node("get_attr", attribute))
             graph.erase_node(node)
@@ -116,15 +116,12 @@ def _attributes_for_inputs(graph: Graph, origins: Mapping[str, str]) -> dict[str
         elif node.op == "output":
             ((result,),) = node.args
             node.args = (result,)
-    return names
+    return used
 
 
-def _stored_name(name: str) -> str:
-    return name.removeprefix(_HOST).removeprefix(_MODEL)
-
-
-def _origin(stored: str, tensors: Mapping[str, Tensor]) -> str:
-    return next(name for name in (_HOST + stored, _MODEL + stored, stored) if name in tensors)
+def _stored_name(origin: str) -> str:
+    """Returns the name in the weights file: the host's own, or that of the normalisation."""
+    return origin.removeprefix(_HOST)
 
 
 def _source(graph: Graph) -> str:

@@ -10,7 +10,7 @@ from esper_ray.models.blueprints import (
     registered_blueprints,
 )
 from esper_ray.models.cnn import CNNHost
-from esper_ray.models.hosts import build_host, host, host_kinds, host_options
+from esper_ray.models.hosts import SlottedHost, build_host, host, host_kinds, host_options
 from esper_ray.models.morphogenetic import MorphogeneticModel
 from esper_ray.models.slot import SeedSlot
 from esper_ray.models.transformer import TransformerHost
@@ -20,6 +20,7 @@ __all__ = [
     "CNNHost",
     "MorphogeneticModel",
     "SeedSlot",
+    "SlottedHost",
     "TransformerHost",
     "barred_blueprints",
     "blueprint",

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.plugins import is_redefinition
 from esper_ray.seeding import seeded
 
 SeedFactory = Callable[[int], nn.Module]
-Obstacle = Callable[[torch.device], str | None]
-"""Device → why a module cannot be trained there, or None if it can."""
+Obstacle = Callable[[torch.device, int], str | None]
+"""Device, feature width → why a module cannot be trained there, or None if it can."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Blueprint:
     Attributes:
         blueprint_id: name, unique within the topology.
         topology: the kind of features it fits: "cnn", "transformer", or one of a user's own.
-        parameter_count: trainable parameters at this width.
+        parameter_count: parameters at this width.
     """
 
     blueprint_id: str
@@ -41,7 +42,7 @@ class _Entry:
 
     def __post_init__(self) -> None:
         self.parameter_counts: dict[int, int] = {}
-        self.obstacles: dict[torch.device, str | None] = {}
+        self.obstacles: dict[tuple[torch.device, int], str | None] = {}
 
 
 _REGISTRY: dict[tuple[str, str], _Entry] = {}
@@ -57,7 +58,7 @@ def blueprint(
     Args:
         blueprint_id: name, unique within the topology.
         topology: the kind of features it fits, as its hosts state it.
-        obstacle: says why the module cannot be trained on a device, or None if it can; asked once per device.
+        obstacle: says why the module cannot be trained on a device, or None if it can; asked once per device and width.
 
     Raises:
         ConfigurationError: the name is not of lower-case letters, digits and _, or is taken within the topology.
@@ -66,7 +67,8 @@ def blueprint(
     def register(factory: SeedFactory) -> SeedFactory:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", blueprint_id):
             raise ConfigurationError(f"blueprint '{blueprint_id}': expected a name of lower-case letters, digits and _")
-        if (topology, blueprint_id) in _REGISTRY:
+        known = _REGISTRY.get((topology, blueprint_id))
+        if known is not None and not is_redefinition(known.factory, factory):
             raise ConfigurationError(f"blueprint '{blueprint_id}' is already registered for topology '{topology}'")
         _REGISTRY[topology, blueprint_id] = _Entry(factory, obstacle)
         return factory
@@ -83,11 +85,19 @@ def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
     if (topology, blueprint_id) not in _REGISTRY:
         raise ConfigurationError(unknown_name(f"{topology} blueprint", blueprint_id, registered_blueprints(topology)))
     try:
-        return _REGISTRY[topology, blueprint_id].factory(width)
+        seed = _REGISTRY[topology, blueprint_id].factory(width)
     except Exception as error:
         raise ConfigurationError(
             f"blueprint '{blueprint_id}' cannot be built at width {width}: {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(seed, nn.Module):
+        raise ConfigurationError(f"blueprint '{blueprint_id}' must return an nn.Module, got {type(seed).__name__}")
+    return seed
+
+
+def topologies() -> list[str]:
+    """Returns the topologies that blueprints are registered for."""
+    return list(dict.fromkeys(kind for kind, _ in _REGISTRY))
 
 
 def registered_blueprints(topology: str) -> tuple[str, ...]:
@@ -101,23 +111,23 @@ def list_blueprints(topology: str, width: int, device: str | torch.device = "cpu
     Raises:
         ConfigurationError: one of them fails at this width.
     """
-    barred = barred_blueprints(topology, device)
+    barred = barred_blueprints(topology, width, device)
     names = (name for name in registered_blueprints(topology) if name not in barred)
     listed = [Blueprint(name, topology, _parameter_count(name, topology, width)) for name in names]
     return tuple(sorted(listed, key=lambda b: (b.parameter_count, b.blueprint_id)))
 
 
-def barred_blueprints(topology: str, device: str | torch.device = "cpu") -> dict[str, str]:
-    """Returns the blueprints of a topology that cannot be trained on `device`, each with the reason."""
+def barred_blueprints(topology: str, width: int, device: str | torch.device = "cpu") -> dict[str, str]:
+    """Returns the blueprints of a topology that cannot be trained at this width on `device`, each with the reason."""
     device = torch.device(device)
-    reasons = {name: _obstacle(_REGISTRY[topology, name], device) for name in registered_blueprints(topology)}
+    reasons = {name: _obstacle(_REGISTRY[topology, name], device, width) for name in registered_blueprints(topology)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _obstacle(entry: _Entry, device: torch.device) -> str | None:
-    if device not in entry.obstacles:
-        entry.obstacles[device] = entry.obstacle(device) if entry.obstacle is not None else None
-    return entry.obstacles[device]
+def _obstacle(entry: _Entry, device: torch.device, width: int) -> str | None:
+    if (device, width) not in entry.obstacles:
+        entry.obstacles[device, width] = entry.obstacle(device, width) if entry.obstacle is not None else None
+    return entry.obstacles[device, width]
 
 
 def _parameter_count(blueprint_id: str, topology: str, width: int) -> int:
@@ -125,5 +135,5 @@ def _parameter_count(blueprint_id: str, topology: str, width: int) -> int:
     if width not in counts:
         with seeded(0):  # so that counting draws nothing from the caller's generator
             seed = build_seed(blueprint_id, topology, width)
-        counts[width] = sum(p.numel() for p in seed.parameters() if p.requires_grad)
+        counts[width] = sum(p.numel() for p in seed.parameters())
     return counts[width]

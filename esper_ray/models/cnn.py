@@ -6,12 +6,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.models.hosts import host
+from esper_ray.errors import ConfigurationError
+from esper_ray.models.hosts import SlottedHost, host
 
 
 @host("cnn")
-class CNNHost(nn.Module):
+class CNNHost(SlottedHost):
     """Blocks of 3×3 convolution without bias, batch norm, ReLU and 2×2 max-pool; global average pool; linear head.
 
     Channels double from block to block. A slot may sit after every block, behind its pooling: there the features are
@@ -50,32 +50,19 @@ class CNNHost(nn.Module):
                 f"the image has {height}×{width}: use fewer blocks"
             )
         widths = [base_channels * 2**i for i in range(blocks)]
-        self.injection_points: dict[str, int] = {f"block{i}_post": width for i, width in enumerate(widths, start=1)}
+        self.injection_points = {f"block{i}_post": width for i, width in enumerate(widths, start=1)}
         self.default_slot = "block1_post" if blocks == 1 else "block2_post"
         self.convs = nn.ModuleList(
             nn.Conv2d(before, after, kernel_size=3, padding=1, bias=False)
             for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
-        self.slots = nn.ModuleDict()
         self.head = nn.Linear(widths[-1], classes)
-
-    def register_slot(self, slot_id: str, module: nn.Module) -> None:
-        """Runs `module` on the features at injection point `slot_id` from now on.
-
-        Raises:
-            ConfigurationError: the host has no such injection point.
-        """
-        if slot_id not in self.injection_points:
-            raise ConfigurationError(unknown_name("injection point", slot_id, self.injection_points))
-        self.slots[slot_id] = module
 
     def forward(self, images: Tensor) -> Tensor:
         features = images
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
             features = F.max_pool2d(F.relu(norm(conv(features))), kernel_size=2)
-            slot_id = f"block{i}_post"
-            if slot_id in self.slots:
-                features = self.slots[slot_id](features)
+            features = self.at(f"block{i}_post", features)
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

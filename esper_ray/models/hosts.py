@@ -10,14 +10,48 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
-from torch import nn
+from torch import Tensor, nn
 
 from esper_ray.errors import ConfigurationError, EsperError, unknown_name
+from esper_ray.plugins import is_redefinition
 
 HostFactory = TypeVar("HostFactory", bound=Callable[..., nn.Module])
 
+_RESERVED = ("kind", "slot", "channels_last")
+"""Settings that every host has, see `HostSettings`."""
+
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
 _OPTIONS: dict[str, type[BaseModel]] = {}
+
+
+class SlottedHost(nn.Module):
+    """A base for hosts that keep their slots in `self.slots`, by injection point.
+
+    A subclass fills `injection_points` and, where a point lies in its forward, writes
+    `features = self.at(slot_id, features)`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.injection_points: dict[str, int] = {}
+        self.slots = nn.ModuleDict()
+
+    def register_slot(self, slot_id: str, module: nn.Module) -> None:
+        """Runs `module` on the features at injection point `slot_id` from now on.
+
+        Raises:
+            ConfigurationError: the host has no such injection point.
+        """
+        if slot_id not in self.injection_points:
+            raise ConfigurationError(unknown_name("injection point", slot_id, self.injection_points))
+        self.slots[slot_id] = module
+
+    def at(self, slot_id: str, features: Tensor) -> Tensor:
+        """Returns what the module at `slot_id` makes of the features (N, …); without one, the features."""
+        if slot_id not in self.slots:
+            return features
+        changed: Tensor = self.slots[slot_id](features)
+        return changed
 
 
 def host(kind: str) -> Callable[[HostFactory], HostFactory]:
@@ -32,7 +66,7 @@ def host(kind: str) -> Callable[[HostFactory], HostFactory]:
     """
 
     def register(factory: HostFactory) -> HostFactory:
-        if kind in _FACTORIES:
+        if kind in _FACTORIES and not is_redefinition(_FACTORIES[kind], factory):
             raise ConfigurationError(f"host '{kind}' is already registered")
         _OPTIONS[kind] = _options_of(kind, factory)
         _FACTORIES[kind] = factory
@@ -73,7 +107,7 @@ def build_host(kind: str, input_shape: tuple[int, ...], classes: int, options: M
     """
     valid = host_options(kind, options)
     try:
-        return _FACTORIES[kind](input_shape, classes, **valid)
+        built = _FACTORIES[kind](input_shape, classes, **valid)
     except EsperError:
         raise
     except Exception as error:
@@ -81,6 +115,9 @@ def build_host(kind: str, input_shape: tuple[int, ...], classes: int, options: M
             f"host '{kind}' cannot be built for samples of shape {input_shape} and {classes} classes: "
             f"{type(error).__name__}: {error}"
         ) from error
+    if not isinstance(built, nn.Module):
+        raise ConfigurationError(f"host '{kind}' must be an nn.Module, got {type(built).__name__}")
+    return built
 
 
 def _options_of(kind: str, factory: Callable[..., nn.Module]) -> type[BaseModel]:
@@ -88,6 +125,8 @@ def _options_of(kind: str, factory: Callable[..., nn.Module]) -> type[BaseModel]
     for name, parameter in inspect.signature(factory, eval_str=True).parameters.items():
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
+        if name in _RESERVED:
+            raise ConfigurationError(f"option '{name}' of host '{kind}' has the name of a task setting; rename it")
         if parameter.annotation is parameter.empty or parameter.default is parameter.empty:
             raise ConfigurationError(f"option '{name}' of host '{kind}' needs an annotation and a default")
         fields[name] = (parameter.annotation, parameter.default)

@@ -17,7 +17,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, host: Tensor, seed: Tensor) -> Tensor:
-        return host.view_as(host)
+        return host.clone()  # a view would keep hosts from working in place behind the slot
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:

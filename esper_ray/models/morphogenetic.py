@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from esper_ray.errors import ConfigurationError, EsperError, unknown_name
 from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedStage, SeedState
-from esper_ray.models.blueprints import build_seed, list_blueprints
-from esper_ray.models.slot import SeedSlot
+from esper_ray.models.blueprints import build_seed, list_blueprints, registered_blueprints, topologies
+from esper_ray.models.slot import SeedSlot, lay_out
 from esper_ray.seeding import seeded
 
 
@@ -52,21 +52,28 @@ class MorphogeneticModel(nn.Module):
         self.seed_slot = SeedSlot(points[self.slot_id], str(getattr(host, "topology", "cnn")), settings)
         self.host = host
         host.register_slot(self.slot_id, self.seed_slot)  # type: ignore[operator]
+        if all(module is not self.seed_slot for module in host.modules()):
+            raise ConfigurationError(
+                f"host {name} does not hold the module of its slot as a submodule, so that its weights would be lost; "
+                "keep it in an attribute or an nn.ModuleDict"
+            )
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._pairs: bool | None = None
         if channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            lay_out(self, torch.channels_last)
             self.seed_slot.memory_format = torch.channels_last
 
-    def require_sound(self, inputs: Tensor, classes: int) -> None:
+    def require_sound(self, inputs: Tensor, output_shape: tuple[int, ...]) -> None:
         """Runs the host once, in evaluation mode, and checks what it says about itself.
 
         Args:
             inputs: samples (N, …), such as the task's.
-            classes: number of outputs.
+            output_shape: what the host must make of them.
 
         Raises:
             ConfigurationError: the host fails on them, does not run its slot, brings it features of another width, or
-                returns outputs of another size; or a blueprint of its topology is not fit for its features.
+                returns outputs of another shape; or there is no blueprint for its topology, or one fails.
+            LifecycleError: a blueprint changes the shape of the features.
         """
         name, slot = type(self.host).__name__, self.seed_slot
         self.eval()
@@ -79,14 +86,20 @@ class MorphogeneticModel(nn.Module):
             raise ConfigurationError(
                 f"host {name} fails on inputs of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
             ) from error
-        if outputs.shape[-1] != classes:
-            raise ConfigurationError(f"host {name} must return {classes} logits, got shape {tuple(outputs.shape)}")
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if found != output_shape:
+            raise ConfigurationError(f"host {name} must return logits of shape {output_shape}, got {found}")
         if slot.feature_shape is None:
             raise ConfigurationError(f"host {name} does not run the module that it was given for '{self.slot_id}'")
         width = slot.feature_shape[0 if slot.topology == "cnn" else -1]
         if width != slot.width:
             raise ConfigurationError(
                 f"host {name} states width {slot.width} for '{self.slot_id}', but brings features {slot.feature_shape}"
+            )
+        if not registered_blueprints(slot.topology):
+            raise ConfigurationError(
+                f"no blueprint is registered for the topology '{slot.topology}' of host {name}, so nothing could grow: "
+                f"{unknown_name('topology', slot.topology, topologies())}"
             )
         for blueprint in list_blueprints(slot.topology, slot.width, inputs.device):
             with seeded(0):
@@ -101,7 +114,8 @@ class MorphogeneticModel(nn.Module):
     def forward_with_counterfactual(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the outputs as they are and as they would be at alpha 0, in evaluation mode.
 
-        The layers before the slot run once, those after it on a batch of twice the size.
+        The layers before the slot run once, those after it on a batch of twice the size. A host that cannot take that,
+        because it adds what was before the slot to what is behind it, runs twice.
 
         Shape:
             inputs (N, …); both results as of `forward`.
@@ -109,9 +123,29 @@ class MorphogeneticModel(nn.Module):
         if self.seed_slot.alpha == 0.0:
             outputs = self(inputs)
             return outputs, outputs
+        if self._pairs is None:
+            self._pairs = self._can_pair(torch.cat([inputs[:1], inputs[-1:]]))
+        return self._paired(inputs) if self._pairs else self._one_by_one(inputs)
+
+    def _paired(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         with self.seed_slot.paired_output():
             with_seed, without_seed = self(inputs).chunk(2)
         return with_seed, without_seed
+
+    def _one_by_one(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        with_seed = self(inputs)
+        with self.seed_slot.force_alpha(0.0):
+            return with_seed, self(inputs)
+
+    def _can_pair(self, inputs: Tensor) -> bool:
+        """Returns whether one pass over two samples finds what two passes do."""
+        expected = self._one_by_one(inputs)
+        try:
+            found = self._paired(inputs)
+        except (RuntimeError, ValueError):
+            return False
+        pairs = zip(expected, found, strict=True)
+        return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)
 
     @property
     def seed_state(self) -> SeedState | None:

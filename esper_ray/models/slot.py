@@ -25,6 +25,13 @@ _INCUBATING = frozenset({SeedStage.GERMINATED, SeedStage.TRAINING})
 _PROBE_SIDE = 8
 
 
+def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Puts the weights of 2-D convolutions, and all else with four dimensions, into a memory layout."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format)
+
+
 class SeedSlot(nn.Module):
     """A place in a host where a seed grows.
 
@@ -33,7 +40,7 @@ class SeedSlot(nn.Module):
 
     Args:
         width: feature width at the injection point (channels of a cnn, model width of a transformer).
-        topology: "cnn" or "transformer".
+        topology: kind of the features: "cnn", "transformer", or one of a user's own.
         settings: resolved lifecycle settings (`LifecycleSettings.resolved`).
     """
 
@@ -175,7 +182,7 @@ class SeedSlot(nn.Module):
             raise LifecycleError(gate.message)
         seed = build_seed(blueprint_id, self.topology, self.width)
         self.require_fits(seed, blueprint_id)
-        seed.to(self._anchor.device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        lay_out(seed.to(self._anchor.device), self.memory_format)
         self.seed = seed.train(self.training)
         self.state = state
         state.enter(SeedStage.GERMINATED)
@@ -191,6 +198,8 @@ class SeedSlot(nn.Module):
     def advance_stage(self, target: SeedStage) -> GateResult:
         """Moves the seed to `target` if the transition is legal and its gate passes; else changes nothing."""
         state = self.state
+        if target == SeedStage.GERMINATED:
+            return refused(target, "a seed is built by germinate(), not by a change of stage")
         if state is None or not is_legal_transition(state.stage, target):
             return refused(target, f"no transition from {self.stage.name} to {target.name}")
         gate = check_gate(target, state, self.settings)
@@ -206,6 +215,7 @@ class SeedSlot(nn.Module):
                     parameter.requires_grad_(False)
         elif target == SeedStage.CULLED:
             self._discard_seed()
+            state.embargo_left = self.settings.embargo_epochs
         return gate
 
     def cull(self, reason: str) -> GateResult:
@@ -214,7 +224,6 @@ class SeedSlot(nn.Module):
         if result.passed:
             assert self.state is not None
             self.state.cull_reason = reason
-            self.state.embargo_left = self.settings.embargo_epochs
         return result
 
     def step_epoch(self) -> GateResult | None:
@@ -273,12 +282,15 @@ class SeedSlot(nn.Module):
         self._isolation_probe.clear()
 
     def require_fits(self, seed: nn.Module, blueprint_id: str) -> None:
-        """Runs a new seed on a probe of the slot's feature shape.
+        """Runs a new seed on a probe of the slot's feature shape, as far as that is known.
 
         Raises:
             LifecycleError: it fails on such features, or changes their shape.
         """
-        shape = (1, *(self._feature_shape or self._usual_feature_shape()))
+        known = self._feature_shape or self._usual_feature_shape()
+        if known is None:
+            return
+        shape = (1, *known)
         try:
             with torch.no_grad():
                 after = tuple(seed.eval()(torch.zeros(shape)).shape)
@@ -291,5 +303,7 @@ class SeedSlot(nn.Module):
                 f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {after}"
             )
 
-    def _usual_feature_shape(self) -> tuple[int, ...]:
-        return (self.width, _PROBE_SIDE, _PROBE_SIDE) if self.topology == "cnn" else (_PROBE_SIDE, self.width)
+    def _usual_feature_shape(self) -> tuple[int, ...] | None:
+        """Returns what the features of a shipped topology look like before the host has brought any."""
+        shapes = {"cnn": (self.width, _PROBE_SIDE, _PROBE_SIDE), "transformer": (_PROBE_SIDE, self.width)}
+        return shapes.get(self.topology)

@@ -6,15 +6,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.models.hosts import host
+from esper_ray.errors import ConfigurationError
+from esper_ray.models.hosts import SlottedHost, host
 
 _INITIAL_STD = 0.02
 _EXPANSION = 4
 
 
 @host("transformer")
-class TransformerHost(nn.Module):
+class TransformerHost(SlottedHost):
     """Decoder in the style of GPT-2: learned positions, layer norm before each part, embedding tied to the output.
 
     A slot may sit after every layer, on the residual stream: `layer_0_post_block`, `layer_1_post_block`, …; by
@@ -58,29 +58,18 @@ class TransformerHost(nn.Module):
         if width % heads:
             raise ConfigurationError(f"host.heads={heads} do not divide host.width={width}; change one of them")
         self.context = context
-        self.injection_points: dict[str, int] = {f"layer_{i}_post_block": width for i in range(layers)}
+        self.injection_points = {f"layer_{i}_post_block": width for i in range(layers)}
         self.default_slot = f"layer_{(layers - 1) // 2}_post_block"
         self.tokens = nn.Embedding(classes, width)
         self.positions = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(_Layer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.slots = nn.ModuleDict()
         self.apply(_initialise)
         for layer in self.layers:
             assert isinstance(layer, _Layer)
             for projection in (layer.attention_out, layer.contract):
                 nn.init.normal_(projection.weight, std=_INITIAL_STD / (2 * layers) ** 0.5)
-
-    def register_slot(self, slot_id: str, module: nn.Module) -> None:
-        """Runs `module` on the residual stream at injection point `slot_id` from now on.
-
-        Raises:
-            ConfigurationError: the host has no such injection point.
-        """
-        if slot_id not in self.injection_points:
-            raise ConfigurationError(unknown_name("injection point", slot_id, self.injection_points))
-        self.slots[slot_id] = module
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -88,9 +77,7 @@ class TransformerHost(nn.Module):
         stream = self.dropout(self.tokens(tokens) + self.positions.weight[:length])
         for i, layer in enumerate(self.layers):
             stream = layer(stream)
-            slot_id = f"layer_{i}_post_block"
-            if slot_id in self.slots:
-                stream = self.slots[slot_id](stream)
+            stream = self.at(f"layer_{i}_post_block", stream)
         return F.linear(self.norm(stream), self.tokens.weight)
 
 

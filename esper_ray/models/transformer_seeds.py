@@ -5,6 +5,7 @@ Features are (N, T, width). Each starts as the exact identity, because the last 
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -17,7 +18,7 @@ from esper_ray.models.blueprints import blueprint
 _RANK = 8
 _HEADS = 4
 _EXPANSION = 4
-_PROBE_SHAPE = (1, 1, 16, 16)
+_PROBE_LENGTH = 16
 
 
 @blueprint("norm", topology="transformer")
@@ -98,13 +99,16 @@ class MLPSeed(nn.Module):
         return grown
 
 
-def _flex_attention_obstacle(device: torch.device) -> str | None:
+def _flex_attention_obstacle(device: torch.device, width: int) -> str | None:
     """Trains one step of flex attention on `device`; returns what torch objects to, or None."""
+    heads = gcd(_HEADS, width)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            values = torch.zeros(*_PROBE_SHAPE, device=device, requires_grad=True)
+            values = torch.zeros(1, heads, _PROBE_LENGTH, width // heads, device=device, requires_grad=True)
             _flex_attention(values, values, values).sum().backward()
+    except torch.OutOfMemoryError:
+        raise  # that says nothing about the build
     except Exception as error:
         first_sentence = str(error).split(". ")[0].split("\n")[0]
         return f"torch {torch.__version__} on {device.type}: {first_sentence or type(error).__name__}"
@@ -119,6 +123,12 @@ class FlexAttentionSeed(_CausalAttention):
         """FlexAttention with a causal block mask."""
         return _flex_attention(queries, keys, values)
 
+    def exportable(self) -> AttentionSeed:
+        """Returns the same function with the same weights, in operations that can be traced anywhere."""
+        equal = AttentionSeed(self.norm.normalized_shape[0])
+        equal.load_state_dict(self.state_dict())
+        return equal.train(self.training)
+
 
 _COMPILED: dict[str, Callable[..., Any]] = {}
 
@@ -130,10 +140,15 @@ def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     attend: Callable[..., Any] = flex.flex_attention
     if queries.device.type == "cuda":
         attend = _COMPILED.setdefault("cuda", torch.compile(flex.flex_attention))
-    length = queries.shape[-2]
-    mask = flex.create_block_mask(_is_causal, None, None, length, length, device=queries.device)
-    attended: Tensor = attend(queries, keys, values, block_mask=mask)
+    attended: Tensor = attend(queries, keys, values, block_mask=_causal_mask(queries.shape[-2], queries.device))
     return attended
+
+
+@cache
+def _causal_mask(length: int, device: torch.device) -> Any:
+    from torch.nn.attention import flex_attention as flex
+
+    return flex.create_block_mask(_is_causal, None, None, length, length, device=device)
 
 
 def _is_causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:

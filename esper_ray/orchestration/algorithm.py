@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -31,7 +32,7 @@ from ray.rllib.utils.metrics import (
 )
 
 from esper_ray.episode import Policy
-from esper_ray.errors import EpisodeFailedError
+from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEpisode
 from esper_ray.orchestration.placement import Placement
@@ -134,7 +135,7 @@ class EpisodePPO(PPO):
 
     Attributes:
         episodes: of the last iteration, by ticket.
-        keep_above: kept validation accuracy, percent, above which an episode's weights come with it; at first no
+        keep_from: kept validation accuracy, percent, from which on an episode's weights come with it; at first no
             episode's do.
         actors_lost: actors that were lost and replaced so far.
     """
@@ -158,7 +159,7 @@ class EpisodePPO(PPO):
         super().setup(config)
         torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
         self.episodes: list[FinishedEpisode] = []
-        self.keep_above = inf
+        self.keep_from = inf
         self.actors_lost = 0
         self._force_weights()
 
@@ -171,7 +172,7 @@ class EpisodePPO(PPO):
         """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
         tickets = assign(self.episodes_per_iteration, self.config.num_env_runners, self.iteration, self.config.seed)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_above))
+            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_from))
             self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
         self.episodes = [_finished(episode) for episode in played]
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
@@ -180,16 +181,27 @@ class EpisodePPO(PPO):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
     def action_names(self) -> tuple[str, ...]:
-        """Returns the names of the actions, as an actor on its device has them."""
-        names: list[tuple[str, ...]] = self.env_runner_group.foreach_env_runner(
-            "action_names", local_env_runner=False, remote_worker_ids=[1]
-        )
-        return names[0]
+        """Returns the names of the actions, as the actors on their devices have them.
+
+        Raises:
+            PlacementError: they differ, because not every machine can train every blueprint.
+        """
+        found: list[tuple[str, ...]] = self.env_runner_group.foreach_env_runner("action_names", local_env_runner=False)
+        for names in found:
+            if names != found[0]:
+                odd = ", ".join(sorted(set(names) ^ set(found[0])))
+                raise PlacementError(
+                    f"the actors' machines differ in the actions that they can take: {odd}; use equal ones"
+                )
+        return found[0]
 
     def play_scripted(
         self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[FinishedEpisode], None] | None = None
     ) -> list[FinishedEpisode]:
-        """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket."""
+        """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket.
+
+        With `on_episode`, which sees each as it ends, they come back without their weights.
+        """
         policy_ref = ray.put(policy)
 
         def seen(episode: PlayedEpisode) -> None:
@@ -197,7 +209,7 @@ class EpisodePPO(PPO):
                 on_episode(_finished(episode))
 
         played = self._play(
-            tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_above), seen
+            tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_from), seen
         )
         return [_finished(episode) for episode in played]
 
@@ -252,9 +264,10 @@ class EpisodePPO(PPO):
                     f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) raised:\n"
                     f"{episode.failure}"
                 )
-            played.append(episode)
             if on_episode is not None:
                 on_episode(episode)
+                episode = replace(episode, weights=None)  # whoever watches has taken them
+            played.append(episode)
         return sorted(played, key=lambda episode: episode.ticket)
 
     def _start_idle(

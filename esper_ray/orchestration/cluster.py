@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from esper_ray.errors import ConfigurationError, EsperError
-from esper_ray.plugins import load_plugins, shipped_modules
+from esper_ray.plugins import load_plugins, shipped_paths
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -44,16 +45,21 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     session = tempfile.mkdtemp(prefix="esper-")
     try:
-        with _without_stderr():
-            ray.init(
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env=plugin_environment(plugins),
-                _temp_dir=session,
-            )
+        try:
+            with _without_stderr():
+                ray.init(
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env=plugin_environment(plugins),
+                    _temp_dir=session,
+                )
+        except RuntimeEnvSetupError as error:
+            raise ConfigurationError(
+                f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}"
+            ) from error
         _require_importable(plugins)
         yield
     finally:
@@ -63,19 +69,23 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
 
 def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
     """Returns the Ray runtime environment that carries the plugins' source to every machine; None without any."""
-    modules = shipped_modules(plugins)
-    return {"py_modules": modules} if modules else None
+    paths = shipped_paths(plugins)
+    return {"py_modules": paths} if paths else None
 
 
 def _require_importable(plugins: Sequence[str]) -> None:
-    if plugins:
-        try:
-            ray.get(ray.remote(num_cpus=0)(load_plugins).remote(list(plugins)))
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            raise ConfigurationError(
-                f"inside the actors: {cause if isinstance(cause, EsperError) else error}"
-            ) from error
+    """Imports the plugins once on every machine of the cluster."""
+    if not plugins:
+        return
+    load = ray.remote(num_cpus=0)(load_plugins)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    try:
+        ray.get([load.options(scheduling_strategy=place).remote(list(plugins)) for place in places])
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        reason = cause if isinstance(cause, EsperError) else " ".join(str(error).split())
+        raise ConfigurationError(f"inside the actors: {reason}") from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 import yaml
@@ -47,7 +47,8 @@ class TaskChoice(BaseModel):
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
     plugin: tuple[str, ...] = ()
-    """Modules to import first, here and in every actor: they register hosts, blueprints, data and tasks of your own."""
+    """Module to import first, here and in every actor: it registers hosts, blueprints, data, tasks of your own. Repeat
+    the flag for several."""
     max_epochs: int | None = Field(None, ge=1)
     """Host epochs of one episode. Unset: the task's."""
     slot: str | None = None
@@ -88,7 +89,7 @@ class RunChoice(TaskChoice):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
     out: Path | None = None
-    """Run folder. Unset: runs/TASK-DATE-TIME."""
+    """Run folder. Unset: a new one in runs/, named after task and time."""
     overwrite: bool = False
     """Replace a run that the folder already holds."""
     keep_hosts: int = Field(3, ge=0)
@@ -97,6 +98,8 @@ class RunChoice(TaskChoice):
 
 class TrainConfig(RunChoice):
     """Train a stage policy with PPO over parallel hosts."""
+
+    command: ClassVar[str] = "train"
 
     config: Path | None = None
     """YAML file of these settings, see tune_configs/; flags override it."""
@@ -113,6 +116,10 @@ class TrainConfig(RunChoice):
 
 class HeuristicConfig(RunChoice):
     """Play episodes with the heuristic policy: blueprints in turn, keep what helps."""
+
+    command: ClassVar[str] = "heuristic"
+    iterations: ClassVar[int] = 0
+    ppo: ClassVar[PPOSettings] = PPOSettings()
 
     episodes: int = Field(32, ge=1)
     """Episodes to play, over all actors."""
@@ -134,7 +141,7 @@ class ExportConfig(BaseModel):
     data_dir: Path | None = None
     """Folder of the data set. Unset: the run's."""
     plugin: tuple[str, ...] = ()
-    """Modules to import besides the run's own plugins."""
+    """Module to import besides the run's own plugins. Repeat the flag for several."""
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -92,33 +92,33 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Returns the names of the actions on this actor's device."""
         return self._host_env().action_table.names
 
-    def play(self, ticket: Ticket, keep_above: float) -> PlayedEpisode:
+    def play(self, ticket: Ticket, keep_from: float) -> PlayedEpisode:
         """Plays one episode with the present weights, sampling the actions.
 
         Args:
             ticket: which episode.
-            keep_above: return what was grown if its kept validation accuracy is above this, percent.
+            keep_from: return what was grown if its kept validation accuracy is at least this, percent.
         """
         try:
             self._host_env().episode_seed = ticket.episode_seed
             (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")
-            return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_above), self.get_metrics())
+            return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_from), self.get_metrics())
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
 
-    def play_scripted(self, ticket: Ticket, policy: Policy, keep_above: float) -> PlayedEpisode:
-        """Plays one episode with a policy that does not learn; `keep_above` as in `play`."""
+    def play_scripted(self, ticket: Ticket, policy: Policy, keep_from: float) -> PlayedEpisode:
+        """Plays one episode with a policy that does not learn; `keep_from` as in `play`."""
         try:
             env = self._host_env()
             env.episode_seed = ticket.episode_seed
             record = play_episode(env, policy, ticket.episode_seed)
-            return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_above))
+            return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_from))
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
 
-    def _weights(self, record: EpisodeRecord, keep_above: float) -> dict[str, torch.Tensor] | None:
-        return self._host_env().run.model.kept_weights() if record.kept_val_accuracy > keep_above else None
+    def _weights(self, record: EpisodeRecord, keep_from: float) -> dict[str, torch.Tensor] | None:
+        return self._host_env().run.model.kept_weights() if record.kept_val_accuracy >= keep_from else None
 
     def _host_env(self) -> ActorEnv:
         return cast(ActorEnv, self.env.unwrapped.envs[0].unwrapped)

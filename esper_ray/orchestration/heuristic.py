@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from esper_ray.episode import ActionTable, EpisodeRecord
@@ -29,6 +29,7 @@ class HeuristicResult:
     plan: RunPlan
     records: list[EpisodeRecord] = field(default_factory=list)
     means: Mapping[str, Any] = field(default_factory=dict)
+    actors_lost: int = 0
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -49,7 +50,7 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
     with started_run(config) as (plan, algorithm, board), RunFolder(plan.out, plan.as_dict()) as folder:
         result = HeuristicResult(plan)
         observer.on_start(plan, board)
-        finished: dict[int, FinishedEpisode] = {}
+        finished: dict[int, EpisodeRecord] = {}
         try:
             _play(config, plan, algorithm, folder, observer, finished)
         except KeyboardInterrupt:
@@ -57,7 +58,9 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
         finally:
             board.close()
             result.seconds = time.monotonic() - started
-            _write(folder, result, finished)
+            result.actors_lost = algorithm.actors_lost
+            result.records = [finished[number] for number in sorted(finished)]
+            _write_means(folder, result)
     return result
 
 
@@ -67,34 +70,35 @@ def _play(
     algorithm: EpisodePPO,
     folder: RunFolder,
     observer: RunObserver,
-    finished: dict[int, FinishedEpisode],
+    finished: dict[int, EpisodeRecord],
 ) -> None:
-    """Plays the episodes; enters each under its number in the run, without its weights, which are kept or dropped."""
+    """Plays the episodes; writes each down as it ends and enters it in `finished` under its number in the run."""
     tickets = assign(plan.episodes, plan.placement.runners, 0, config.seed)
     numbers = {ticket: number for number, ticket in enumerate(tickets, start=1)}
     kept = KeptHosts(folder.hosts, config.keep_hosts)
-    algorithm.keep_above = kept.threshold
+    algorithm.keep_from = kept.threshold
 
     def seen(episode: FinishedEpisode) -> None:
         number = numbers[episode.ticket]
+        folder.add_episode(number, 1, episode)
         kept.offer(number, episode)
-        finished[number] = replace(episode, weights=None)
+        algorithm.keep_from = kept.threshold
+        finished[number] = episode.record
         observer.on_scripted("heuristic", len(finished), plan.episodes)
 
     policy = HeuristicPolicy.of(plan.task, ActionTable.from_names(plan.action_names))
     algorithm.play_scripted(tickets, policy, seen)
 
 
-def _write(folder: RunFolder, result: HeuristicResult, finished: dict[int, FinishedEpisode]) -> None:
-    for number in sorted(finished):
-        folder.add_episode(number, 1, finished[number])
-        result.records.append(finished[number].record)
-    if finished:
+def _write_means(folder: RunFolder, result: HeuristicResult) -> None:
+    episodes = len(result.records)
+    if episodes:
         result.means = episode_metrics(result.records, result.plan.action_names)
-        folder.add_iteration({"iteration": 1, "episodes": len(finished), "seconds": result.seconds, **result.means})
+        folder.add_iteration({"iteration": 1, "episodes": episodes, "seconds": result.seconds, **result.means})
     summary = {
-        "episodes": len(finished),
-        "kept_val_accuracy": result.kept_val_accuracy if finished else None,
+        "episodes": episodes,
+        "kept_val_accuracy": result.kept_val_accuracy if episodes else None,
+        "actors_lost": result.actors_lost,
         "seconds": result.seconds,
         "interrupted": result.interrupted,
     }

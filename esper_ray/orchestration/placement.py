@@ -60,8 +60,8 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
         )
     if runners > episodes:
         raise PlacementError(
-            f"{runners} runners share {episodes} episodes per iteration, so some would have none; "
-            f"use --runners {episodes} at most, or more --episodes-per-iteration"
+            f"{runners} runners share {episodes} episodes at a time, so some would have none; "
+            f"use --runners {episodes} at most, or play more episodes"
         )
     placement = Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
     _require_free(placement)

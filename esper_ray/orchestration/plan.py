@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from esper_ray import __version__
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
-from esper_ray.orchestration.config import HeuristicConfig, PPOSettings, RunChoice, TrainConfig
+from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import require_usable
@@ -36,26 +36,27 @@ class RunPlan:
     """A run, resolved: nothing is left to a default.
 
     Attributes:
-        command: the command that it came from.
-        iterations: learner updates; 0 if nothing learns.
         episodes: per learner update, or in all if nothing learns.
         action_names: as the actors have them on their devices.
     """
 
-    command: str
-    config: RunChoice
+    config: TrainConfig | HeuristicConfig
     task: TaskSpec
     placement: Placement
-    iterations: int
     episodes: int
     action_names: tuple[str, ...]
     out: Path
+
+    @property
+    def iterations(self) -> int:
+        """Learner updates; 0 if nothing learns."""
+        return self.config.iterations
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         return {
             "esper_ray": __version__,
-            "command": {"name": self.command, **self.config.model_dump(mode="json")},
+            "command": {"name": self.config.command, **_absolute(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
             "runners": self.placement.runners,
             "cpus_per_runner": self.placement.cpus_per_runner,
@@ -98,38 +99,40 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
     task.require_reachable_probation()
     require_sound(task)
     load_task_data(task, "cpu", config.data_dir)
-    learns = isinstance(config, TrainConfig)
-    name = task.name if learns else f"{task.name}-heuristic"
+    name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
     out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     require_usable(out, config.overwrite)
-    if isinstance(config, TrainConfig):
-        iterations, episodes = config.iterations, config.episodes_per_iteration or task.episodes_per_iteration
-    else:
-        iterations, episodes = 0, config.episodes
     with local_ray(plugins=config.plugin), _sigterm_interrupts():
+        episodes = _episodes(config, task)
         placement = place(config.runners, episodes, config.device)
-        command = "train" if learns else "heuristic"
-        plan = RunPlan(command, config, task, placement, iterations, episodes, (), out)
         board_name = f"esper-board-{uuid.uuid4().hex}"
         board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
         try:
-            with _algorithm(plan, board_name) as algorithm:
-                yield replace(plan, action_names=algorithm.action_names()), algorithm, board
+            with _algorithm(config, task, placement, episodes, board_name) as algorithm:
+                yield RunPlan(config, task, placement, episodes, algorithm.action_names(), out), algorithm, board
         finally:
             board.close()
 
 
+def _episodes(config: TrainConfig | HeuristicConfig, task: TaskSpec) -> int:
+    if isinstance(config, HeuristicConfig):
+        return config.episodes
+    return config.episodes_per_iteration or task.episodes_per_iteration
+
+
 @contextmanager
-def _algorithm(plan: RunPlan, board_name: str) -> Iterator[EpisodePPO]:
-    config = plan.config
+def _algorithm(
+    config: TrainConfig | HeuristicConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
+) -> Iterator[EpisodePPO]:
+    data_dir = _absolute(config).data_dir
     rllib_config = build_config(
-        plan.task,
-        config.ppo if isinstance(config, TrainConfig) else PPOSettings(),
-        plan.placement,
-        iterations=plan.iterations,
-        episodes_per_iteration=plan.episodes,
+        task,
+        config.ppo,
+        placement,
+        iterations=config.iterations,
+        episodes_per_iteration=episodes,
         seed=config.seed,
-        data_dir=str(config.data_dir.absolute()) if config.data_dir else None,
+        data_dir=str(data_dir) if data_dir else None,
         board=board_name,
         plugins=config.plugin,
     )
@@ -142,6 +145,11 @@ def _algorithm(plan: RunPlan, board_name: str) -> Iterator[EpisodePPO]:
         yield algorithm
     finally:
         algorithm.stop()
+
+
+def _absolute(config: TrainConfig | HeuristicConfig) -> TrainConfig | HeuristicConfig:
+    """Returns the configuration with a data folder that means the same from every working folder."""
+    return config.model_copy(update={"data_dir": config.data_dir.absolute() if config.data_dir else None})
 
 
 @contextmanager

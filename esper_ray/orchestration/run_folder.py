@@ -38,6 +38,15 @@ def require_usable(path: Path, overwrite: bool) -> None:
         raise RunFolderError(f"--out {path} already holds a run; name another folder, or replace it with --overwrite")
     if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).exists():
         raise RunFolderError(f"--out {path} holds other files; name a new or empty folder")
+    require_writable(path)
+
+
+def require_writable(path: Path) -> None:
+    """Checks, without writing anything, that a folder can be made at `path`.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise RunFolderError(f"--out {path} cannot be written: no permission in {existing}; name another folder")
@@ -56,7 +65,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} holds no run: {_CONFIG} cannot be read ({error.strerror}); name a run folder"
         ) from None
     except ValueError as error:
-        raise RunFolderError(f"{path / _CONFIG} is damaged: {error}") from None
+        raise RunFolderError(f"{path / _CONFIG} is damaged: {error}; play the run again") from None
+    if "command" not in config or "device" not in config:
+        raise RunFolderError(f"{path / _CONFIG} is no run of this version of esper_ray; play the run again")
     return config
 
 
@@ -67,11 +78,14 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
         RunFolderError: the file cannot be read, or is damaged.
     """
     try:
-        rows = [json.loads(line) for line in (path / _EPISODES).read_text().splitlines()]
+        lines = (path / _EPISODES).read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # one without is still being written
     except OSError as error:
         raise RunFolderError(f"{path / _EPISODES} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise RunFolderError(f"{path / _EPISODES} is damaged: {error}") from None
+        raise RunFolderError(f"{path / _EPISODES} is damaged: {error}; play the run again") from None
+    if any("episode" not in row or "kept_blueprint" not in row for row in rows):
+        raise RunFolderError(f"{path / _EPISODES} was written by an earlier version of esper_ray; play the run again")
     return {row["episode"]: row for row in rows}
 
 
@@ -92,7 +106,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._remove_old_run()
             (path / _CHECKPOINTS).mkdir()
-            (path / _CONFIG).write_text(json.dumps(json_safe(dict(config)), indent=2) + "\n")
+            (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
             self._metrics = (path / _METRICS).open("w")
             self._episodes = (path / _EPISODES).open("w")
         except OSError as error:
@@ -117,13 +131,13 @@ class RunFolder:
         ticket = episode.ticket
         place = {"episode": number, "iteration": iteration, "runner": ticket.runner, "number": ticket.number}
         self._episodes.write(json.dumps(place | episode.record.as_row()) + "\n")
+        self._episodes.flush()
 
     def add_iteration(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl, and its numbers to the TensorBoard events."""
         clean = json_safe(dict(row))
         self._metrics.write(json.dumps(clean) + "\n")
         self._metrics.flush()
-        self._episodes.flush()
         for name, value in _flat(clean):
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()

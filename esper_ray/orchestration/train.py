@@ -131,7 +131,7 @@ def _iterate(
     kept = KeptHosts(folder.hosts, config.keep_hosts)
     for iteration in range(1, plan.iterations + 1):
         iteration_started = time.monotonic()
-        algorithm.keep_above = kept.threshold
+        algorithm.keep_from = kept.threshold
         rllib_result = algorithm.train()
         for number, episode in enumerate(algorithm.episodes, start=len(result.trained) + 1):
             folder.add_episode(number, iteration, episode)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from esper_ray.data import (
+    SPLIT_NAMES,
     BatchLoader,
+    CropAndFlip,
     PreparedData,
     SampleLoader,
     TokenLoader,
-    crop_and_flip,
     find_gpt2_tokenizer,
     get_source,
     prepare,
@@ -21,8 +22,7 @@ from esper_ray.models import MorphogeneticModel, build_host
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.spec import TaskSpec
 
-_EVALUATION_BATCH = 1000
-_AUGMENTATIONS = {"none": None, "crop_and_flip": crop_and_flip}
+_AUGMENTATIONS = {"none": None, "crop_and_flip": CropAndFlip()}
 
 
 def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> MorphogeneticModel:
@@ -43,8 +43,10 @@ def require_sound(task: TaskSpec) -> None:
     Raises:
         ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`.
     """
-    dtype = torch.long if task.task_type == "lm" else torch.float32
-    create_model(task).require_sound(torch.zeros(1, *task.input_shape, dtype=dtype), task.classes)
+    is_text = task.task_type == "lm"
+    sample = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
+    outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)
+    create_model(task).require_sound(sample, outputs)
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
@@ -103,7 +105,26 @@ def prepare_data(task: TaskSpec, data_dir: Path | None = None) -> PreparedData:
             f"labels of {source.name} run up to {prepared.classes - 1}, out of range for the {task.classes} classes of "
             f"task {task.name}: mend the labels, or give the task {prepared.classes} classes"
         )
+    for split in SPLIT_NAMES:
+        _require_fits(task, prepared, split)
     return prepared
+
+
+def _require_fits(task: TaskSpec, prepared: PreparedData, split: str) -> None:
+    if task.task_type == "lm":
+        tokens, (length,) = len(prepared.tokens(split)), task.input_shape
+        if tokens <= length:
+            raise DatasetError(
+                f"the {split} split of {task.data.source} has {tokens} tokens, too few for one sequence of {length} "
+                "and its last target: lower data.sequence_length, or give it more text"
+            )
+        return
+    shape = tuple(prepared.split(split)[0].shape[1:])
+    if shape != task.input_shape:
+        raise DatasetError(
+            f"samples of {task.data.source} have shape {shape}, task {task.name} says {task.input_shape}: correct its "
+            "input_shape"
+        )
 
 
 def _loader(task: TaskSpec, prepared: PreparedData, split: str, device: str | torch.device) -> BatchLoader:
@@ -113,15 +134,10 @@ def _loader(task: TaskSpec, prepared: PreparedData, split: str, device: str | to
     if task.task_type == "lm":
         return _token_loader(task, prepared.tokens(split), split, device, limit)
     inputs, targets = prepared.split(split, limit)
-    if tuple(inputs.shape[1:]) != task.input_shape:
-        raise DatasetError(
-            f"samples of {settings.source} have shape {tuple(inputs.shape[1:])}, task {task.name} says "
-            f"{task.input_shape}: correct its input_shape"
-        )
     return SampleLoader(
         inputs,
         targets,
-        settings.batch_size if training else _EVALUATION_BATCH,
+        settings.batch_size if training else settings.evaluation_batch_size,
         device,
         prepared.mean,
         prepared.std,
@@ -134,9 +150,6 @@ def _token_loader(
     task: TaskSpec, tokens: Tensor, split: str, device: str | torch.device, limit: int | None
 ) -> TokenLoader:
     (length,) = task.input_shape
-    if len(tokens) <= length:
-        raise DatasetError(
-            f"the {split} split of {task.data.source} has {len(tokens)} tokens, too few for one sequence of {length} "
-            "and its last target: lower data.sequence_length, or give it more text"
-        )
-    return TokenLoader(tokens, length, task.data.batch_size, device, shuffle=split == "train", limit=limit)
+    training = split == "train"
+    batch_size = task.data.batch_size if training else task.data.evaluation_batch_size
+    return TokenLoader(tokens, length, batch_size, device, shuffle=training, limit=limit)

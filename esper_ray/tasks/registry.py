@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.models import host_options
+from esper_ray.tasks.settings import HostSettings
 from esper_ray.tasks.spec import TaskSpec
 
 _TASKS: dict[str, TaskSpec] = {}
@@ -24,7 +25,7 @@ def register_task(task: TaskSpec | Callable[[], TaskSpec]) -> TaskSpec:
     """
     if not isinstance(task, TaskSpec):
         task = task()
-    if task.name in _TASKS:
+    if task.name in _TASKS and _TASKS[task.name] != task:
         raise ConfigurationError(f"task '{task.name}' is already registered")
     _TASKS[task.name] = task
     return task
@@ -47,7 +48,8 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     overrides = dict(overrides or {})
     kind = overrides.get("host.kind", values["host"]["kind"])
     if kind != values["host"]["kind"]:  # another host has other options, with defaults of their own
-        values["host"] = {"kind": kind, "slot": None, "channels_last": True, **host_options(str(kind), {})}
+        shared = {name: field.default for name, field in HostSettings.model_fields.items()}
+        values["host"] = {**shared, "kind": kind, **host_options(str(kind), {})}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
         if key not in known:

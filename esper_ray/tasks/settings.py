@@ -1,4 +1,4 @@
-"""The parts of a task. Every default stands here once; `registry.py` says where a task departs from it."""
+"""The parts of a task. Every default stands here once; `shipped.py` says where a task departs from it."""
 
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ class DataSettings(_Settings):
     """Validation samples used. Unset: all."""
     batch_size: int = Field(64, ge=1)
     """Samples per training batch."""
+    evaluation_batch_size: int = Field(1000, ge=1)
+    """Samples per batch of validation and test; twice as many pass through the layers behind a blended seed."""
     augmentation: Literal["none", "crop_and_flip"] = "none"
     """Of training images. crop_and_flip: shift by up to 4 pixels, mirror every second one."""
     sequence_length: int | None = Field(None, ge=1)

@@ -8,6 +8,7 @@ from esper_ray.training import OptimizerSettings
 
 _SHORT_LIFE = LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2)
 _EARLY_DECISIONS = DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3)
+"""Smaller thresholds than the defaults, for episodes of 25 epochs: a seed can be PROBATIONARY at epoch 9."""
 
 register_task(
     TaskSpec(
@@ -55,11 +56,11 @@ register_task(
         name="pydoc",
         summary="a small transformer on the bytes of Python's language reference; no download",
         task_type="lm",
-        input_shape=(64,),
-        classes=256,
         max_epochs=25,
         episodes_per_iteration=8,
-        data=DataSettings(source="pydoc", train_samples=1_600, batch_size=32, sequence_length=64),
+        data=DataSettings(
+            source="pydoc", train_samples=1_600, batch_size=32, evaluation_batch_size=128, sequence_length=64
+        ),
         host=HostSettings(kind="transformer", layers=2, heads=4, width=64, context=64, dropout=0.0),
         host_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
         seed_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
@@ -73,8 +74,6 @@ register_task(
         name="tinystories",
         summary="a transformer of six layers on short stories, in GPT-2 tokens where that tokenizer is at hand",
         task_type="lm",
-        input_shape=(256,),
-        classes=256,
         max_epochs=50,
         episodes_per_iteration=8,
         data=DataSettings(
@@ -82,6 +81,7 @@ register_task(
             train_samples=12_800,
             validation_samples=1_000,
             batch_size=32,
+            evaluation_batch_size=8,
             sequence_length=256,
             tokenizer="auto",
         ),

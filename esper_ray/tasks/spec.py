@@ -29,9 +29,9 @@ class TaskSpec(BaseModel):
     summary: str
     task_type: Literal["classification", "lm"] = "classification"
     """What is predicted: a class for each sample, or ("lm") the next token at each place of a text."""
-    input_shape: tuple[int, ...] = Field(min_length=1)
+    input_shape: tuple[int, ...] = ()
     """Shape of one sample, (channels, height, width) of an image; of a text it follows from `data.sequence_length`."""
-    classes: int = Field(ge=2)
+    classes: int = 0
     """Number of classes; of a text, of tokens: it follows from `data.tokenizer`."""
     max_epochs: int = Field(25, ge=1)
     """Epochs of one episode: its budget, after which it terminates."""
@@ -54,11 +54,22 @@ class TaskSpec(BaseModel):
     def _shape_of_a_text(cls, given: Any) -> Any:
         if not isinstance(given, Mapping) or given.get("task_type") != "lm":
             return given
-        data = DataSettings.model_validate(given["data"])
-        if data.sequence_length is None:
+        data = given.get("data")
+        settings = data.model_dump() if isinstance(data, DataSettings) else data
+        if not isinstance(settings, dict) or settings.get("sequence_length") is None:
             raise ValueError("a task of type lm needs data.sequence_length")
-        vocabulary = VOCABULARIES.get(data.tokenizer, VOCABULARIES["bytes"])
-        return {**given, "data": data, "input_shape": (data.sequence_length,), "classes": vocabulary}
+        vocabulary = VOCABULARIES.get(str(settings.get("tokenizer")), VOCABULARIES["bytes"])
+        return {**given, "input_shape": (settings["sequence_length"],), "classes": vocabulary}
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind_of_data(self) -> "TaskSpec":
+        if not self.input_shape or self.classes < 2:
+            raise ValueError(f"task {self.name} needs input_shape, and classes of at least 2")
+        if self.task_type != "lm" and self.data.sequence_length is not None:
+            raise ValueError("data.sequence_length is for texts; a task of type classification has none")
+        if len(self.input_shape) != 3 and self.data.augmentation != "none":
+            raise ValueError(f"data.augmentation={self.data.augmentation} is for images; use none")
+        return self
 
     @property
     def uniform_loss(self) -> float:
@@ -81,6 +92,15 @@ class TaskSpec(BaseModel):
     def _optimizers_agree(self) -> "TaskSpec":
         if self.host_optimizer.kind != self.seed_optimizer.kind:
             raise ValueError("host_optimizer and seed_optimizer must be of one kind: a fossilized seed changes hands")
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> "TaskSpec":
+        if self.reward.mode == "loss" and self.reward.target_loss >= self.uniform_loss:
+            raise ValueError(
+                f"reward.target_loss={self.reward.target_loss:g} must be below the loss of a uniform guess, "
+                f"{self.uniform_loss:.2f} nats for {self.classes} classes"
+            )
         return self
 
     def require_reachable_probation(self) -> None:

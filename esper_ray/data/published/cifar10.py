@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from esper_ray.data.formats import image_split, read_parquet, require_labels, unpickle_arrays
+from esper_ray.data.formats import find_shards, image_splits, read_shards, require_labels, unpickle_arrays
 from esper_ray.data.source import HubCopy, Split, Splits, data_source, hold_out_validation
 from esper_ray.errors import DatasetError
 
@@ -46,9 +46,8 @@ def find_cifar10(data_dir: Path | None) -> list[Path]:
         batches = [folder / name for name in (*_TRAIN, _TEST)]
         if all(path.is_file() for path in batches):
             return batches
-    train, test = sorted(data_dir.rglob("train-*.parquet")), sorted(data_dir.rglob("test-*.parquet"))
-    if train and test:
-        return [*train, *test]
+    if shards := find_shards(data_dir, ("train", "test")):
+        return shards
     raise DatasetError(
         f"cifar10 not found: looked in {data_dir} for {_ARCHIVE}, {_FOLDER} with all six batches, and "
         f"train-*.parquet with test-*.parquet; {remedy}"
@@ -56,11 +55,7 @@ def find_cifar10(data_dir: Path | None) -> list[Path]:
 
 
 def _from_tables(tables: dict[str, Any]) -> Splits:
-    train, test = (
-        image_split(tables[name], "img", f"the {name} split of cifar10", "RGB", _SIDE, _CLASSES)
-        for name in ("train", "test")
-    )
-    return hold_out_validation(train, test, _LARGEST_VALIDATION)
+    return hold_out_validation(*image_splits(tables, "img", "cifar10", "RGB", _SIDE, _CLASSES), _LARGEST_VALIDATION)
 
 
 @data_source(
@@ -72,8 +67,7 @@ def _from_tables(tables: dict[str, Any]) -> Splits:
 def read_cifar10(files: list[Path]) -> Splits:
     """Returns images (N, 3, 32, 32) uint8; the published test images are the test split."""
     if files[0].suffix == ".parquet":
-        parts = {name: [f for f in files if f.name.startswith(name)] for name in ("train", "test")}
-        return _from_tables({name: read_parquet(part, ["img", "label"]) for name, part in parts.items()})
+        return _from_tables(read_shards(files, ["img", "label"]))
     archived = len(files) == 1
     contents = dict(_unpacked(files[0]) if archived else ((path.name, path.read_bytes()) for path in files))
     missing = {*_TRAIN, _TEST} - contents.keys()

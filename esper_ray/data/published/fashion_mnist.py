@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from esper_ray.data.formats import image_split, read_idx, read_parquet, require_labels
+from esper_ray.data.formats import find_shards, image_splits, read_idx, read_shards, require_labels
 from esper_ray.data.source import HubCopy, Split, Splits, data_source, hold_out_validation
 from esper_ray.errors import DatasetError
 
@@ -22,14 +22,14 @@ _LARGEST_VALIDATION = 10_000
 def find_fashion_mnist(data_dir: Path | None) -> list[Path]:
     """Returns the four IDX files, or the parquet files of both splits."""
     folder = data_dir or _DEBIAN
-    parquet = [*folder.rglob("train-*.parquet"), *folder.rglob("test-*.parquet")] if data_dir else []
-    if parquet:
-        return sorted(parquet)
     found = []
     for name in _FILES:
         candidates = [folder / f"{name}.gz", folder / name]
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
+            shards = find_shards(folder, ("train", "test"))
+            if shards:
+                return shards
             raise DatasetError(
                 f"fashion_mnist not found: looked for {name}.gz and {name} in {folder}; install Debian's package "
                 "dataset-fashion-mnist (apt-get install dataset-fashion-mnist), put the four IDX files of "
@@ -41,11 +41,8 @@ def find_fashion_mnist(data_dir: Path | None) -> list[Path]:
 
 
 def _from_tables(tables: dict[str, Any]) -> Splits:
-    train, test = (
-        image_split(tables[name], "image", f"the {name} split of fashion_mnist", "L", _SIDE, _CLASSES)
-        for name in ("train", "test")
-    )
-    return hold_out_validation(train, test, _LARGEST_VALIDATION)
+    splits = image_splits(tables, "image", "fashion_mnist", "L", _SIDE, _CLASSES)
+    return hold_out_validation(*splits, _LARGEST_VALIDATION)
 
 
 @data_source(
@@ -57,8 +54,7 @@ def _from_tables(tables: dict[str, Any]) -> Splits:
 def read_fashion_mnist(files: list[Path]) -> Splits:
     """Returns images (N, 1, 28, 28) uint8; the published test images are the test split."""
     if files[0].suffix == ".parquet":
-        parts = {name: [f for f in files if f.name.startswith(name)] for name in ("train", "test")}
-        return _from_tables({name: read_parquet(part, ["image", "label"]) for name, part in parts.items()})
+        return _from_tables(read_shards(files, ["image", "label"]))
     return hold_out_validation(_read_pair(*files[:2]), _read_pair(*files[2:]), _LARGEST_VALIDATION)
 
 

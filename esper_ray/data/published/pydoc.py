@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from esper_ray.data.source import SPLIT_NAMES, Documents, data_source, no_folder
+from esper_ray.data.source import SPLIT_NAMES, SPLIT_SEED, Documents, data_source, no_folder
 from esper_ray.errors import DatasetError
 
 _MODULE = "pydoc_data.topics"
 _SHARES = (0.8, 0.1, 0.1)
-_SPLIT_SEED = 20_260_101
 _PARAGRAPH = "\n\n"
 
 
@@ -39,7 +38,7 @@ def read_pydoc(files: list[Path]) -> Documents:
 
     seen: set[str] = set()
     documents = []
-    for name in np.random.default_rng(_SPLIT_SEED).permutation(sorted(topics)):
+    for name in np.random.default_rng(SPLIT_SEED).permutation(sorted(topics)):
         parts = (part.strip("\n") for part in topics[name].split(_PARAGRAPH))
         fresh = [part for part in dict.fromkeys(parts) if part not in seen]
         seen.update(fresh)

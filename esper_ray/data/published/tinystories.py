@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from esper_ray.data.formats import read_parquet
+from esper_ray.data.formats import find_shards, read_shards
 from esper_ray.data.source import Documents, HubCopy, data_source
 from esper_ray.errors import DatasetError
 
@@ -12,7 +12,7 @@ _PAIRS = (
     ("TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"),
     ("TinyStories-train.txt", "TinyStories-valid.txt"),
 )
-_SEPARATOR = "<|endoftext|>"
+_SEPARATOR = b"<|endoftext|>"
 _CHUNK = 1 << 22
 
 
@@ -27,9 +27,8 @@ def find_tinystories(data_dir: Path | None) -> list[Path]:
     for pair in _PAIRS:
         if all((data_dir / name).is_file() for name in pair):
             return [data_dir / name for name in pair]
-    train, validation = (sorted(data_dir.rglob(f"{name}-*.parquet")) for name in ("train", "validation"))
-    if train and validation:
-        return [*train, *validation]
+    if shards := find_shards(data_dir, ("train", "validation")):
+        return shards
     raise DatasetError(
         f"tinystories not found: looked in {data_dir} for {' with '.join(_PAIRS[0])}, {' with '.join(_PAIRS[1])}, and "
         f"train-*.parquet with validation-*.parquet; {remedy}"
@@ -37,8 +36,14 @@ def find_tinystories(data_dir: Path | None) -> list[Path]:
 
 
 def _from_tables(tables: dict[str, Any]) -> Documents:
-    columns = (tables[name].column("text") for name in ("train", "validation"))
-    return _splits(*((str(story) for story in column) for column in columns))
+    return _splits(*(_rows(tables[name].column("text"), name) for name in ("train", "validation")))
+
+
+def _rows(column: Any, split: str) -> Iterator[str]:
+    if column.null_count:
+        raise DatasetError(f"the {split} split of tinystories has rows without a story; fetch it again")
+    for chunk in column.chunks:
+        yield from chunk.to_pylist()
 
 
 @data_source(
@@ -51,8 +56,7 @@ def _from_tables(tables: dict[str, Any]) -> Documents:
 def read_tinystories(files: list[Path]) -> Documents:
     """Returns the stories; the published validation stories are shared out between validation and test."""
     if files[0].suffix == ".parquet":
-        parts = {name: [f for f in files if f.name.startswith(name)] for name in ("train", "validation")}
-        return _from_tables({name: read_parquet(part, ["text"]) for name, part in parts.items()})
+        return _from_tables(read_shards(files, ["text"]))
     return _splits(*(_stories(path) for path in files))
 
 
@@ -63,16 +67,25 @@ def _splits(train: Iterable[str], held_out: Iterable[str]) -> Documents:
 
 def _stories(path: Path) -> Iterator[str]:
     """Yields the stories of a text file, which ends each with a separator."""
-    rest = ""
-    try:
-        with path.open(encoding="utf-8") as file:
-            while chunk := file.read(_CHUNK):
-                *whole, rest = (rest + chunk).split(_SEPARATOR)
-                yield from (story.strip() for story in whole)
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path} is altered: it is not UTF-8 at byte {error.start}; fetch it again") from error
+    rest, position = b"", 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            *whole, rest = (rest + chunk).split(_SEPARATOR)
+            if len(rest) > _CHUNK:
+                raise DatasetError(f"{path} is no file of TinyStories: no {_SEPARATOR.decode()} in {_CHUNK:,} bytes")
+            for story in whole:
+                yield _decoded(story, path, position).strip()
+                position += len(story) + len(_SEPARATOR)
     if rest.strip():
         raise DatasetError(
-            f"{path} is truncated or altered: expected {_SEPARATOR} after the last story; fetch it again, or add it if "
-            "the file is whole"
+            f"{path} is truncated or altered: expected {_SEPARATOR.decode()} after the last story; fetch it again, or "
+            "add it if the file is whole"
         )
+
+
+def _decoded(story: bytes, path: Path, position: int) -> str:
+    try:
+        return story.decode()
+    except UnicodeDecodeError as error:
+        place = position + error.start
+        raise DatasetError(f"{path} is altered: it is not UTF-8 at byte {place:,}; fetch it again") from error

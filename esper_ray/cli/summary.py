@@ -1,0 +1,27 @@
+"""What the commands that play episodes say at their end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from esper_ray.lifecycle import SeedStage
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+_JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
+
+
+def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
+    """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
+    reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
+    return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {fossilized}."
+
+
+def losses(actors_lost: int) -> list[str]:
+    """Returns a line on lost actors, if there were any."""
+    return [f"{actors_lost} actors were lost and replaced; their episodes were played again."] if actors_lost else []
+
+
+def export_hint(out: Path, keep_hosts: int, episodes: int) -> list[str]:
+    """Returns the command that exports the best host, if one was kept."""
+    return [f"Next: esper-ray export {out} --best"] if keep_hosts and episodes else []
