@@ -7,20 +7,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper_ray.data import data_source
     from esper_ray.episode import MorphogenesisEnv, run_ppo_episode
     from esper_ray.lifecycle import SeedStage
-    from esper_ray.tasks import TaskSpec, create_model, get_task_spec
+    from esper_ray.models import blueprint, host
+    from esper_ray.tasks import TaskSpec, create_model, get_task_spec, register_task
 
 __version__ = "0.1.0"
-__all__ = ["MorphogenesisEnv", "SeedStage", "TaskSpec", "create_model", "get_task_spec", "run_ppo_episode"]
+__all__ = [
+    "MorphogenesisEnv",
+    "SeedStage",
+    "TaskSpec",
+    "blueprint",
+    "create_model",
+    "data_source",
+    "get_task_spec",
+    "host",
+    "register_task",
+    "run_ppo_episode",
+]
 
 _HOME = {
     "MorphogenesisEnv": "esper_ray.episode",
     "run_ppo_episode": "esper_ray.episode",
     "SeedStage": "esper_ray.lifecycle",
+    "blueprint": "esper_ray.models",
+    "host": "esper_ray.models",
+    "data_source": "esper_ray.data",
     "TaskSpec": "esper_ray.tasks",
     "create_model": "esper_ray.tasks",
     "get_task_spec": "esper_ray.tasks",
+    "register_task": "esper_ray.tasks",
 }
 
 

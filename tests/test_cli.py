@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import FASHION_MNIST
 
 from esper_ray.cli.main import run
 from esper_ray.lifecycle import SeedStage
@@ -215,15 +214,6 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
     (checkpoint,) = (out / "checkpoints").iterdir()
     assert checkpoint.name == f"iteration_{rows[-1]['iteration']:06d}"
     assert len((out / "episodes.jsonl").read_text().splitlines()) == 6 * len(rows)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_trains_on_the_real_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = "train --task fashion_mnist --iterations 1 --runners 2 --episodes-per-iteration 2 --max-epochs 10"
-    smaller = ["--set", "data.train_samples=1000", "data.validation_samples=500"]
-    assert run([*arguments.split(), "--out", str(tmp_path / "run"), *smaller]) == 0
-    assert "Done after 1 of 1 iterations: 2 episodes, 20 host epochs" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from writers import (
 )
 
 from esper_ray.cli.main import run
+from esper_ray.orchestration.cluster import local_ray
 from esper_ray.tasks import task_names
 
-pytestmark = [pytest.mark.usefixtures("nothing_left_behind"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SHORT_LIFE = [
     *("lifecycle.training_dwell=1", "lifecycle.blending_steps=2", "lifecycle.min_blending_epochs=1"),
@@ -64,6 +66,37 @@ def test_no_task_is_left_out() -> None:
     }
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_user_s_own_host_blueprint_and_data_run_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "examples")
+    plugin = ["--plugin", "examples.photo_mixer"]
+    assert run(["tasks", "photos", *plugin]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("GERMINATE_WIDENING_MLP", "block2_post", "gate 4", "host.patch", "present"))
+    out = tmp_path / "run"
+    arguments = ["train", *plugin, "--task", "photos", "--iterations", "1", "--runners", "2", "--slot", "block2_post"]
+    assert run([*arguments, "--wait-only-episodes", "2", "--out", str(out)]) == 0
+    assert "Done after 1 of 1 iterations: 8 episodes" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["actions"] == ["WAIT", "GERMINATE_GATE", "GERMINATE_WIDENING_MLP", "FOSSILIZE", "CULL"]
+    assert config["task"]["host"]["slot"] == "block2_post"
+    (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert set(row["actions"]) == set(config["actions"])
+    assert row["kept_val_accuracy"] > 60
+    assert run(["export", str(out)]) == 0
+    assert "MixerHost of 286 parameters" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """A Ray that every run of this module uses, instead of starting one each."""
+    with local_ray(num_cpus=2):
+        yield
+
+
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize("case", CASES)
 def test_every_task_plays_whole_episodes_with_two_runners(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -98,6 +131,7 @@ def test_every_task_plays_whole_episodes_with_two_runners(
     assert (out / "exports" / f"episode_{best['episode']:06d}" / "model.py").is_file()
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_can_be_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +142,8 @@ def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_c
     assert "Done after 5 of 5 episodes of the heuristic policy" in printed
     assert "GERMINATE_CONV_LIGHT 5" in printed
     assert f"Next: esper-ray export {out} --best" in printed
-    rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    rows = sorted(written, key=lambda row: row["episode"])  # they are written as they end
     assert [row["episode"] for row in rows] == [1, 2, 3, 4, 5]
     assert json.loads((out / "summary.json").read_text())["episodes"] == 5
     ranking = sorted(rows, key=lambda row: (-row["kept_val_accuracy"], row["episode"]))
@@ -146,25 +181,3 @@ def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_c
     assert run(["export", str(out), "--episode", str(worst)]) == 2
     assert f"episode {worst} comes out differently on this machine: validation loss" in capsys.readouterr().err
     assert not (out / "exports").exists()
-
-
-def test_a_user_s_own_host_blueprint_and_data_run_from_the_command_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(EXAMPLE, tmp_path / "examples")
-    plugin = ["--plugin", "examples.photo_mixer"]
-    assert run(["tasks", "photos", *plugin]) == 0
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in ("GERMINATE_WIDENING_MLP", "block2_post", "gate 4", "host.patch", "present"))
-    out = tmp_path / "run"
-    arguments = ["train", *plugin, "--task", "photos", "--iterations", "1", "--runners", "2", "--slot", "block2_post"]
-    assert run([*arguments, "--wait-only-episodes", "2", "--out", str(out)]) == 0
-    assert "Done after 1 of 1 iterations: 8 episodes" in capsys.readouterr().out
-    config = json.loads((out / "config.json").read_text())
-    assert config["actions"] == ["WAIT", "GERMINATE_GATE", "GERMINATE_WIDENING_MLP", "FOSSILIZE", "CULL"]
-    assert config["task"]["host"]["slot"] == "block2_post"
-    (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert set(row["actions"]) == set(config["actions"])
-    assert row["kept_val_accuracy"] > 60
-    assert run(["export", str(out)]) == 0
-    assert "MixerHost of 286 parameters" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from esper_ray.policies import HeuristicPolicy
 from esper_ray.tasks import TaskSpec
 
 S = SeedStage
-TASK = make_fast_task()
+TASK = make_fast_task(heuristic__cull_after=5)
 ACTIONS = ActionTable([b.blueprint_id for b in list_blueprints("cnn", 2)])
 TABLE = ObservationTable(ACTIONS.blueprint_ids)
 

@@ -184,8 +184,11 @@ def test_what_is_wrong_with_a_plugin_is_said_in_one_line_before_any_actor_starts
             "train --task pydoc --set data.sequence_length=100",
             "lower data.sequence_length to 64, or raise host.context",
         ),
-        ("train --task pydoc --set data.sequence_length=40000 host.context=40000", "too few for one sequence of 40000"),
-        ("train --set host.kind=mixture", "unknown host 'mixture': expected one of"),
+        (
+            "train --task pydoc --set data.sequence_length=40000 host.context=40000 host.layers=1 host.width=4",
+            "too few for one sequence of 40000",
+        ),
+        ("train --set host.kind=zebra", "unknown host 'zebra': expected one of"),
         ("train --set host.widht=3", "unknown task setting 'host.widht'"),
         ("train --set host.base_channels=0", "host.base_channels=0: Input should be greater than or equal to 1"),
         ("train --set host.base_channels=many", "host.base_channels='many': Input should be a valid integer"),

@@ -2,11 +2,12 @@
 
 from esper_ray.lifecycle import LifecycleSettings
 from esper_ray.tasks.registry import register_task
-from esper_ray.tasks.settings import DataSettings, DecisionSettings, HostSettings, RewardSettings
+from esper_ray.tasks.settings import DataSettings, DecisionSettings, HeuristicSettings, HostSettings, RewardSettings
 from esper_ray.tasks.spec import TaskSpec
 from esper_ray.training import OptimizerSettings
 
 _SHORT_LIFE = LifecycleSettings(training_dwell=2, blending_steps=3, shadowing_dwell=1, embargo_epochs=2)
+_SHORT_PATIENCE = HeuristicSettings(cull_after=2)
 _EARLY_DECISIONS = DecisionSettings(min_germination_epoch=3, min_plateau=0, require_stabilised=False, min_cull_age=3)
 """Smaller thresholds than the defaults, for episodes of 25 epochs: a seed can be PROBATIONARY at epoch 9."""
 
@@ -23,6 +24,7 @@ register_task(
         seed_optimizer=OptimizerSettings(lr=0.05),
         lifecycle=_SHORT_LIFE,
         decisions=_EARLY_DECISIONS,
+        heuristic=_SHORT_PATIENCE,
     )
 )
 register_task(
@@ -37,6 +39,7 @@ register_task(
         host=HostSettings(kind="cnn", base_channels=4, blocks=2),
         lifecycle=_SHORT_LIFE,
         decisions=_EARLY_DECISIONS,
+        heuristic=_SHORT_PATIENCE,
     )
 )
 register_task(
@@ -66,6 +69,7 @@ register_task(
         seed_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
         lifecycle=_SHORT_LIFE,
         decisions=_EARLY_DECISIONS,
+        heuristic=_SHORT_PATIENCE,
         reward=RewardSettings(mode="loss", typical_loss_delta=0.05, target_loss=1.5),
     )
 )
