@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from esper_ray.cli.main import run
+from esper_ray.cli.main import TasksConfig, _parse, run
 from esper_ray.lifecycle import SeedStage
+from esper_ray.orchestration.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -107,6 +108,16 @@ def test_flags_override_the_configuration_file(tmp_path: Path, capsys: pytest.Ca
     path.write_text("task: chess\nmax_epochs: 5")
     assert run(["train", f"--config={path}", "--task", "digits"]) == 2
     assert "no seed can reach PROBATIONARY" in capsys.readouterr().err
+
+
+def test_a_flag_with_several_values_may_be_repeated_and_takes_nothing_that_is_not_its_own() -> None:
+    arguments = "train --set a=1 --plugin x --seed 3 --set b=2 c=3 --plugin=y.z --set=d=4"
+    config = _parse(arguments.split())
+    assert isinstance(config, TrainConfig)
+    assert (config.set, config.plugin, config.seed) == (("a=1", "b=2", "c=3", "d=4"), ("x", "y.z"), 3)
+    tasks = _parse(["tasks", "--plugin", "x", "photos"])
+    assert isinstance(tasks, TasksConfig)
+    assert (tasks.name, tasks.plugin) == ("photos", ("x",))
 
 
 def test_an_error_in_a_process_of_its_own_shows_no_traceback() -> None:

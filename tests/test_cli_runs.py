@@ -128,7 +128,11 @@ def test_every_task_plays_whole_episodes_with_two_runners(
     printed = capsys.readouterr().out
     best = max(rows, key=lambda row: (row["kept_val_accuracy"], -row["episode"]))
     assert printed.startswith(f"Episode {best['episode']}: ")
-    assert (out / "exports" / f"episode_{best['episode']:06d}" / "model.py").is_file()
+    exported = out / "exports" / f"episode_{best['episode']:06d}"
+    topology = json.loads((exported / "topology.json").read_text())
+    assert topology["validation"]["accuracy"] == pytest.approx(best["kept_val_accuracy"], rel=1e-6)
+    assert topology["validation"]["loss"] == pytest.approx(best["kept_val_loss"], rel=1e-5)
+    assert (topology["seed"] or {}).get("blueprint") == best["kept_blueprint"]
 
 
 @pytest.mark.usefixtures("one_ray")

@@ -116,6 +116,7 @@ def test_seeds_are_listed_by_parameter_count() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_computes_what_attention_does() -> None:
     torch.manual_seed(0)
     plain, flex = AttentionSeed(WIDTH), FlexAttentionSeed(WIDTH)
@@ -124,6 +125,7 @@ def test_flex_attention_computes_what_attention_does() -> None:
     features = torch.randn(2, LENGTH, WIDTH)
     with torch.no_grad():
         assert torch.allclose(flex(features), plain(features), atol=1e-5)
+        assert torch.equal(flex.exportable()(features), plain(features))
 
 
 def test_a_blueprint_that_the_device_cannot_train_is_no_action_and_the_reason_is_known() -> None:

@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"esper-ray: {error}", file=sys.stderr)
         return 1
     except EsperError as error:
-        print(f"esper-ray: {error}", file=sys.stderr)
+        print(f"esper-ray: {' '.join(str(error).split())}", file=sys.stderr)  # torch's own messages run over lines
         return _USAGE_ERROR
     except KeyboardInterrupt:
         print("esper-ray: interrupted", file=sys.stderr)

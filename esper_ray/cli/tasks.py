@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
@@ -50,7 +51,7 @@ def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> N
     seeds = ", ".join(
         f"{b.blueprint_id} {b.parameter_count:,}" for b in list_blueprints(slot.topology, slot.width, device)
     )
-    console.print(f"[bold]{task.name}[/bold]", f"{task.summary}; {task.max_epochs} epochs an episode", sep="  ")
+    console.print(Text.assemble((task.name, "bold"), f"  {task.summary}; {task.max_epochs} epochs an episode"))
     lines = {
         "host": f"{task.host.kind}: {parameters:,} parameters; {options}",
         "slot": f"{model.slot_id}; injection points (width): {points}",
@@ -61,7 +62,7 @@ def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> N
         lines[barred] = f"not among the blueprints here: {reason}"
     table = Table.grid(padding=(0, 2))
     for title, text in lines.items():
-        table.add_row(f"  {title}", text)
+        table.add_row(f"  {title}", Text(text))
     console.print(table)
 
 
@@ -69,7 +70,7 @@ def _print_settings(console: Console, task: TaskSpec) -> None:
     console.print(f"  actions: {', '.join(ActionTable.of(create_model(task), _device()).names)}\n", markup=False)
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
-        settings.add_row(key, str(value))
+        settings.add_row(key, Text(str(value)))
     console.print(settings)
 
 

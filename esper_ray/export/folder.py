@@ -18,13 +18,12 @@ from torch.nn import functional as F
 from esper_ray.errors import EsperError
 from esper_ray.export.program import Deployed, Program, trace
 from esper_ray.models import MorphogeneticModel
-from esper_ray.tasks import PreparedData, TaskSpec, load_test_data
+from esper_ray.tasks import PreparedData, TaskSpec, load_task_data, load_test_data
 
 WEIGHTS = "weights.safetensors"
 TOPOLOGY = "topology.json"
 MODEL = "model.py"
 _FORMAT = 1
-_BATCH = 1000
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,10 +44,10 @@ def export_model(
     folder: Path,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes what the model keeps into `folder`, and measures on the test split what was written.
+    """Writes what the model keeps into `folder`, and measures what was written on the validation and test split.
 
     Args:
-        model: with an empty slot or a fossilized seed.
+        model: with an empty slot or a fossilized seed, on the CPU.
         task: what it was trained on.
         prepared: the task's data.
         data_dir: folder of the data set, where the source needs one.
@@ -66,7 +65,7 @@ def export_model(
     if isinstance(model.seed_slot.seed, Exportable):
         model.seed_slot.seed = model.seed_slot.seed.exportable()
     deployed = Deployed(model, prepared, len(task.input_shape)).eval()
-    first = next(iter(_test_batches(task, prepared, data_dir)))[0]
+    first = next(iter(_stored_batches(task, prepared, data_dir, "test")))[0]
     program = trace(deployed, torch.cat([first[:1], first[:1]]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".writing-{uuid.uuid4().hex}"
@@ -79,7 +78,8 @@ def export_model(
             if not torch.equal(written(first), deployed(first)):
                 raise EsperError(f"the exported {task.name} host does not compute what the grown one does; report this")
         topology = _topology(program, model, task, first, origin)
-        topology["test"] = measure(written, _test_batches(task, prepared, data_dir))
+        for split in ("validation", "test"):
+            topology[split] = measure(written, _stored_batches(task, prepared, data_dir, split))
         (temporary / TOPOLOGY).write_text(json.dumps(topology, indent=2) + "\n")
         temporary.rename(folder)
     except BaseException:
@@ -100,13 +100,17 @@ def measure(network: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
     return {"accuracy": 100.0 * correct / count, "loss": loss / count, "predictions": count}
 
 
-def _test_batches(task: TaskSpec, prepared: PreparedData, data_dir: Path | None) -> Iterator[Batch]:
-    """Yields the test split as it is stored."""
+def _stored_batches(task: TaskSpec, prepared: PreparedData, data_dir: Path | None, split: str) -> Iterator[Batch]:
+    """Yields the validation split, as far as episodes used it, or the test split, as it is stored."""
     if task.task_type == "lm":
-        yield from load_test_data(task, "cpu", data_dir)
+        is_test = split == "test"
+        yield from (
+            load_test_data(task, "cpu", data_dir) if is_test else load_task_data(task, "cpu", data_dir).validation
+        )
         return
-    inputs, targets = prepared.split("test")
-    yield from zip(inputs.split(_BATCH), targets.split(_BATCH), strict=True)
+    inputs, targets = prepared.split(split, None if split == "test" else task.data.validation_samples)
+    size = task.data.evaluation_batch_size
+    yield from zip(inputs.split(size), targets.split(size), strict=True)
 
 
 def _model_source(program: Program, model: MorphogeneticModel, task: TaskSpec, first: Tensor) -> str:

@@ -119,6 +119,7 @@ class HeuristicConfig(RunChoice):
 
     command: ClassVar[str] = "heuristic"
     iterations: ClassVar[int] = 0
+    wait_only_episodes: ClassVar[int] = 0
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     episodes: int = Field(32, ge=1)

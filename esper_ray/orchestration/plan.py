@@ -52,6 +52,12 @@ class RunPlan:
         """Learner updates; 0 if nothing learns."""
         return self.config.iterations
 
+    @property
+    def wait_only_episodes(self) -> int:
+        """Episodes that never grow a seed, played first for comparison."""
+        asked = self.config.wait_only_episodes
+        return self.episodes if asked is None else asked
+
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         return {
@@ -64,6 +70,7 @@ class RunPlan:
             "device": self.placement.device_kind,
             "iterations": self.iterations,
             "episodes_per_iteration": self.episodes,
+            "wait_only_episodes": self.wait_only_episodes,
             "actions": self.action_names,
             "git_commit": _git_commit(),
             "python": platform.python_version(),

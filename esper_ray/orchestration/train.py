@@ -104,7 +104,7 @@ def _finish(algorithm: EpisodePPO, board: BoardReader, folder: RunFolder, result
 
 def _play_wait_only(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO, observer: RunObserver) -> list[float]:
     """Plays hosts that never grow a seed, on seeds that no training episode has."""
-    total = plan.episodes if config.wait_only_episodes is None else config.wait_only_episodes
+    total = plan.wait_only_episodes
     if total == 0:
         return []
     base_seed = derive_seed(config.seed, Stream.WAIT_ONLY)
