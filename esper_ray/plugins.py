@@ -27,8 +27,10 @@ def load_plugins(names: Iterable[str]) -> None:
                 f"plugin '{name}' does not import: {type(error).__name__}: {reason}; expected a module such as "
                 "my_package.my_module, in the working folder, installed or on PYTHONPATH"
             ) from error
-        if module.__file__ is None:
-            raise ConfigurationError(f"plugin '{name}' is a folder without code; name a module in it")
+        if getattr(module, "__file__", None) is None:
+            raise ConfigurationError(
+                f"plugin '{name}' is no file of Python; name a module such as my_package.my_module"
+            )
 
 
 def is_redefinition(known: object, new: object) -> bool:

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from writers import write_stories_text
 
-from esper_ray.data import CropAndFlip, DataSource, SampleLoader, TokenLoader, data_source, get_source, prepare
+from esper_ray.data import (
+    SPLIT_NAMES,
+    CropAndFlip,
+    DataSource,
+    SampleLoader,
+    TokenLoader,
+    data_source,
+    get_source,
+    prepare,
+)
 from esper_ray.data.source import _SOURCES
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.tasks import DataSettings, TaskSpec, load_task_data
@@ -87,6 +97,23 @@ def test_data_that_does_not_fit_its_task_is_refused(source: Any) -> None:
 def test_samples_of_another_shape_than_the_task_s_are_refused(source: Any) -> None:
     with pytest.raises(DatasetError, match=r"have shape \(3,\), task t says \(4,\): correct its input_shape"):
         source(splits(), input_shape=(4,), classes=2)
+
+
+def test_a_text_that_is_no_list_of_documents_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path))
+    text = DataSource("one_text", "", 1, lambda _: [], lambda _: dict.fromkeys(SPLIT_NAMES, "hello"), kind="text")
+    with pytest.raises(
+        DatasetError, match="the train split of one_text must be a list of documents, got a single text"
+    ):
+        prepare(text)
+
+
+def test_the_same_folder_is_prepared_once_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write_stories_text(tmp_path)
+    named = [prepare(get_source("tinystories"), folder).folder for folder in (Path(), tmp_path)]
+    assert named[0] == named[1]
 
 
 def test_a_text_is_no_data_for_classes(source: Any) -> None:

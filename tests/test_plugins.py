@@ -11,7 +11,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run
-from esper_ray.models import CNNHost, host
+from esper_ray.data import source
+from esper_ray.models import CNNHost, blueprints, host, hosts
 from esper_ray.orchestration import plan
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import plugin_environment
@@ -19,7 +20,7 @@ from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import EpisodeRunner
 from esper_ray.orchestration.placement import Placement
 from esper_ray.plugins import load_plugins
-from esper_ray.tasks import get_task_spec, task_names
+from esper_ray.tasks import get_task_spec, registry, task_names
 
 PLUGIN = '''
 """A host, a blueprint, a data set and a task, all called {name}."""
@@ -99,10 +100,19 @@ def write_plugin(folder: Path, **changes: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in a folder of its own, and takes it off the path of modules again."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs in a folder of its own; afterwards nothing is registered or imported that was not before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    registries = {registry: ("_TASKS",), hosts: ("_FACTORIES", "_OPTIONS"), blueprints: ("_REGISTRY",)}
+    for module, names in {**registries, source: ("_SOURCES",)}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("own", "examples")):
+            del sys.modules[name]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
@@ -129,6 +139,18 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         (
             {"seed": "raise ValueError('odd width')"},
             "blueprint '{name}' cannot be built at width 8: ValueError: odd width",
+        ),
+        (
+            {"more_seed": "def forward(self, features):\n    return features.mul_(2) + self.linear(features)"},
+            "blueprint '{name}' fails on features of shape (1, 8): RuntimeError: a leaf Variable that requires grad",
+        ),
+        (
+            {"seed": "self.linear = nn.Tanh()"},
+            "blueprint '{name}' has no trainable parameter, so it could learn nothing",
+        ),
+        (
+            {"more_seed": "def forward(self, features):\n    return self.linear(features).double()"},
+            "blueprint '{name}' must keep the type of the features: expected torch.float32, got torch.float64",
         ),
         ({"host": "self.injection_points = {}"}, "host Host has no injection points; give it `injection_points`"),
         ({"more_host": "register_slot = None"}, "host Host cannot take a slot; give it `register_slot"),
@@ -179,6 +201,8 @@ def test_what_is_wrong_with_a_plugin_is_said_in_one_line_before_any_actor_starts
     [
         ("train --plugin my_package.my_module", "plugin 'my_package.my_module' does not import: ModuleNotFoundError"),
         ("tasks --plugin nowhere", "plugin 'nowhere' does not import"),
+        ("tasks --plugin time", "plugin 'time' is no file of Python"),
+        ("train --plugin --task photos", "--plugin expects a value"),
         ("train --task pydoc --set host.context=32", "64 tokens is longer than the host's context of 32"),
         (
             "train --task pydoc --set data.sequence_length=100",
@@ -224,6 +248,16 @@ def test_names_that_are_taken_are_refused(
     assert wanted in path.read_text()
     path.write_text(path.read_text().replace(wanted, wanted.replace(name, "digits")))
     assert message in refused(["tasks", "--plugin", name], capsys, monkeypatch)
+
+
+def test_a_task_that_cannot_be_used_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = write_plugin(tmp_path, host="self.injection_points = {}")
+    assert run(["tasks", "--plugin", name]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{name} cannot be used: host Host has no injection points" in printed
+    assert "tinystories" in printed
 
 
 def test_another_host_can_learn_an_old_task_with_its_own_options(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from conftest import make_fast_task, make_fast_text_task
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,7 +30,7 @@ TASKS: dict[str, Callable[[], TaskSpec]] = {
     "cnn": lambda: make_fast_task(**QUICK),
     "transformer": lambda: make_fast_text_task(host__dropout=0.1, **QUICK),
 }
-EPISODE_SEED = 11
+EPISODE_SEED = 16
 
 
 @cache
@@ -97,7 +97,9 @@ def assert_illegal_actions_are_refused(run: HostRun) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cnn", "transformer"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
-@given(choices=st.lists(st.integers(0, 999), min_size=12, max_size=12))
+@given(choices=st.lists(st.one_of(st.just(0), st.integers(0, 999)), min_size=12, max_size=12))
+@example(choices=[0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])  # these two reach FOSSILIZED
+@example(choices=[0, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])
 def test_any_legal_sequence_of_decisions_keeps_the_invariants(kind: str, choices: list[int]) -> None:
     task, data = prepared(kind)
     run = HostRun(task, data, "cpu", EPISODE_SEED)
@@ -143,20 +145,20 @@ def test_any_legal_sequence_of_decisions_keeps_the_invariants(kind: str, choices
 
 @pytest.mark.parametrize("kind", ["cnn", "transformer"])
 def test_the_sequences_reach_every_stage(kind: str) -> None:
-    """Germinate, cull, germinate again, fossilize: so the property above is about something."""
+    """One culls its first seed, the others wait for a fossil: so the property above is about something."""
     task, data = prepared(kind)
-    run = HostRun(task, data, "cpu", EPISODE_SEED)
-    stages, culled = set(), False
-    while not run.is_over:
-        mask = run.legal_actions()
-        if mask[1]:
-            run.decide(int(mask[: run.actions.fossilize].nonzero()[0][-1]))
-        elif mask[run.actions.cull] and not culled:
-            run.decide(run.actions.cull)
-            culled = True
-        elif mask[run.actions.fossilize]:
-            run.decide(run.actions.fossilize)
-        stages.add(run.model.seed_slot.stage)
-        run.train_epoch()
-        stages.add(run.model.seed_slot.stage)
-    assert stages >= {S.GERMINATED, S.TRAINING, S.BLENDING, S.SHADOWING, S.PROBATIONARY, S.CULLED, S.EMBARGOED}
+    stages = set()
+    for episode_seed in range(EPISODE_SEED, EPISODE_SEED + 4):
+        run, culls = HostRun(task, data, "cpu", episode_seed), episode_seed > EPISODE_SEED + 2
+        while not run.is_over:
+            mask = run.legal_actions()
+            if mask[2]:
+                run.decide(2)  # the second smallest seed
+            elif mask[run.actions.cull] and culls:
+                run.decide(run.actions.cull)
+            elif mask[run.actions.fossilize]:
+                run.decide(run.actions.fossilize)
+            stages.add(run.model.seed_slot.stage)
+            run.train_epoch()
+            stages.add(run.model.seed_slot.stage)
+    assert stages == set(SeedStage) - {S.UNKNOWN, S.RESETTING}

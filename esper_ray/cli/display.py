@@ -61,7 +61,7 @@ class PlainDisplay:
             f"return {row['return']:6.2f}  kept val accuracy {row['kept_val_accuracy']:5.1f} %  "
             f"fossilized {row['fossilized_share']:4.0%}  entropy {number(learner['entropy'], 3)}  "
             f"kl {number(learner['kl'], 4)}  explained variance {number(learner['explained_variance'], 2)}  "
-            f"{row['episodes_per_second']:.1f} episodes/s"
+            f"{row['episodes_per_second']:.2f} episodes/s"
         )
 
     def _say(self, line: str) -> None:
@@ -143,7 +143,7 @@ class LiveDisplay:
             number(learner["entropy"], 3),
             number(learner["kl"], 4),
             number(learner["explained_variance"], 2),
-            f"{row['episodes_per_second']:.1f}",
+            f"{row['episodes_per_second']:.2f}",
         )
         return table
 

@@ -119,15 +119,20 @@ def _gathered(arguments: Sequence[str]) -> list[str]:
 
     So a flag may be repeated, and none swallows what is not its own: --plugin takes one value each time, --set all
     KEY=VALUE that follow.
+
+    Raises:
+        EsperError: one has no value.
     """
     rest: list[str] = []
     values: dict[str, list[str]] = {}
     queue = deque(part for argument in arguments for part in _split_flag(argument))
     while queue:
         argument = queue.popleft()
-        if argument not in _GATHERED or not queue:
+        if argument not in _GATHERED:
             rest.append(argument)
             continue
+        if not queue or queue[0].startswith("--"):
+            raise EsperError(f"{argument} expects a value")
         taken = values.setdefault(argument, [])
         taken.append(queue.popleft())
         while argument == "--set" and queue and "=" in queue[0] and not queue[0].startswith("--"):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
-from esper_ray.errors import ConfigurationError, DatasetError
+from esper_ray.errors import ConfigurationError, DatasetError, EsperError
 from esper_ray.models import barred_blueprints, list_blueprints
 from esper_ray.orchestration.config import TaskChoice
 from esper_ray.plugins import load_plugins
@@ -30,7 +30,10 @@ def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_
         if slot is not None or data_dir is not None:
             raise ConfigurationError("--slot and --data-dir need the name of a task: esper-ray tasks NAME")
         for known in task_names():
-            _print_summary(console, get_task_spec(known), None)
+            try:
+                _print_summary(console, get_task_spec(known), None)
+            except EsperError as error:  # one wrong task of a plugin does not hide the others
+                console.print(Text.assemble((known, "bold"), f"  cannot be used: {error}"))
             console.print()
         console.print(
             "esper-ray tasks NAME shows every setting of one; change any with train --set KEY=VALUE", markup=False

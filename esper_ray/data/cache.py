@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import marshal
 import os
 import tempfile
 from collections.abc import Iterator
@@ -128,7 +129,10 @@ def _named(source: DataSource) -> Iterator[None]:
 
 def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Path], encoder: Tokenizer | None) -> str:
     """Returns a text that changes with everything the prepared data follows from, the reader's own file included."""
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in [*files, *(encoder.files if encoder else ())]]
+    stats = [
+        (str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns)
+        for f in [*files, *(encoder.files if encoder else ())]
+    ]
     identity = [_FORMAT, source.version, _code_of(source), origin, tokenizer if encoder else None, stats]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
 
@@ -139,7 +143,7 @@ def _code_of(source: DataSource) -> str:
         content = Path(inspect.getfile(source.read)).read_bytes()
     except (OSError, TypeError):
         code = getattr(source.read, "__code__", None)
-        content = code.co_code + repr(code.co_consts).encode() if code else b""
+        content = marshal.dumps(code) if code else repr(type(source.read)).encode()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -162,6 +166,9 @@ def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], 
 
 def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Returns what is stored of a text: the arrays, and the facts about them."""
+    for name, texts in documents.items():
+        if isinstance(texts, str | bytes):
+            raise DatasetError(f"the {name} split of {source.name} must be a list of documents, got a single text")
     tokens = require_sound_tokens(source.name, {name: encoder.encode(texts) for name, texts in documents.items()})
     facts = {"mean": [], "std": [], "classes": 1 + max(int(part.max()) for part in tokens.values())}
     return {f"{name}_tokens": tokens[name] for name in SPLIT_NAMES}, facts

@@ -137,11 +137,15 @@ def _topology(
     return {
         "format": _FORMAT,
         "origin": origin,
-        "task": {"name": task.name, "type": task.task_type, "classes": task.classes, "data": task.data.model_dump()},
+        "task": {
+            "name": task.name,
+            "type": task.task_type,
+            "classes": task.classes,
+            "data": task.data.model_dump(mode="json"),
+        },
         "host": {
             "class": type(model.host).__name__,
-            "kind": task.host.kind,
-            "options": task.host.options,
+            **task.host.model_dump(mode="json"),
             "parameters": sum(parameter.numel() for parameter in model.get_host_parameters()),
             "injection_points": model.host.injection_points,
         },

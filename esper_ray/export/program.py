@@ -88,6 +88,12 @@ def trace(deployed: Deployed, inputs: Tensor) -> Program:
         **signature.inputs_to_lifted_tensor_constants,
     }
     used = _attributes_for_inputs(exported.graph, origins)
+    blocks = [node.target for node in exported.graph.nodes if node.op == "get_attr" and node.target not in used]
+    if blocks:
+        raise ConfigurationError(
+            f"host {type(deployed.model.host).__name__} or its seed computes inside a block such as autocast, "
+            "enable_grad or cond, which cannot be written as plain torch; write its forward without"
+        )
     tensors = {**exported.state_dict, **exported.constants}
     parameters = set(signature.inputs_to_parameters.values())
     return Program(

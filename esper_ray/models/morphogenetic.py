@@ -142,7 +142,7 @@ class MorphogeneticModel(nn.Module):
         expected = self._one_by_one(inputs)
         try:
             found = self._paired(inputs)
-        except (RuntimeError, ValueError):
+        except Exception:  # whatever a host raises over a batch that is not as long as its inputs
             return False
         pairs = zip(expected, found, strict=True)
         return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in pairs)

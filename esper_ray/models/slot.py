@@ -1,5 +1,6 @@
 """The slot: holds at most one seed, runs it as its stage demands, and moves it through its life."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -181,8 +182,8 @@ class SeedSlot(nn.Module):
         if not gate.passed:
             raise LifecycleError(gate.message)
         seed = build_seed(blueprint_id, self.topology, self.width)
-        self.require_fits(seed, blueprint_id)
         lay_out(seed.to(self._anchor.device), self.memory_format)
+        self.require_fits(seed, blueprint_id)
         self.seed = seed.train(self.training)
         self.state = state
         state.enter(SeedStage.GERMINATED)
@@ -282,25 +283,37 @@ class SeedSlot(nn.Module):
         self._isolation_probe.clear()
 
     def require_fits(self, seed: nn.Module, blueprint_id: str) -> None:
-        """Runs a new seed on a probe of the slot's feature shape, as far as that is known.
+        """Trains a copy of a new seed for one step on a probe of the slot's features, as far as their shape is known.
 
         Raises:
-            LifecycleError: it fails on such features, or changes their shape.
+            LifecycleError: it has nothing to train, fails on such features, or changes their shape or type.
         """
+        if not any(parameter.requires_grad for parameter in seed.parameters()):
+            raise LifecycleError(f"blueprint '{blueprint_id}' has no trainable parameter, so it could learn nothing")
         known = self._feature_shape or self._usual_feature_shape()
         if known is None:
             return
         shape = (1, *known)
         try:
-            with torch.no_grad():
-                after = tuple(seed.eval()(torch.zeros(shape)).shape)
+            with (
+                torch.random.fork_rng(devices=[self._anchor.device] if self._anchor.is_cuda else []),
+                torch.enable_grad(),
+            ):
+                probe = torch.zeros(shape, device=self._anchor.device, requires_grad=True)
+                after = copy.deepcopy(seed).train()(probe)
+                after.sum().backward()
         except Exception as error:
             raise LifecycleError(
                 f"blueprint '{blueprint_id}' fails on features of shape {shape}: {type(error).__name__}: {error}"
             ) from error
-        if after != shape:
+        if tuple(after.shape) != shape:
             raise LifecycleError(
-                f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {after}"
+                f"blueprint '{blueprint_id}' must keep the feature shape: expected {shape}, got {tuple(after.shape)}"
+            )
+        if after.dtype != probe.dtype:
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' must keep the type of the features: expected {probe.dtype}, "
+                f"got {after.dtype}"
             )
 
     def _usual_feature_shape(self) -> tuple[int, ...] | None:

@@ -59,16 +59,16 @@ def read_config(path: Path) -> dict[str, Any]:
         RunFolderError: there is no run at `path`, or the file is damaged.
     """
     try:
-        config: dict[str, Any] = json.loads((path / _CONFIG).read_text())
+        config = json.loads((path / _CONFIG).read_text())
     except OSError as error:
         raise RunFolderError(
             f"{path} holds no run: {_CONFIG} cannot be read ({error.strerror}); name a run folder"
         ) from None
     except ValueError as error:
         raise RunFolderError(f"{path / _CONFIG} is damaged: {error}; play the run again") from None
-    if "command" not in config or "device" not in config:
+    if not isinstance(config, dict) or "command" not in config or "device" not in config:
         raise RunFolderError(f"{path / _CONFIG} is no run of this version of esper_ray; play the run again")
-    return config
+    return dict(config)
 
 
 def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
@@ -84,7 +84,7 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
         raise RunFolderError(f"{path / _EPISODES} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RunFolderError(f"{path / _EPISODES} is damaged: {error}; play the run again") from None
-    if any("episode" not in row or "kept_blueprint" not in row for row in rows):
+    if any(not isinstance(row, dict) or "episode" not in row or "kept_blueprint" not in row for row in rows):
         raise RunFolderError(f"{path / _EPISODES} was written by an earlier version of esper_ray; play the run again")
     return {row["episode"]: row for row in rows}
 
