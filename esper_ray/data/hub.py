@@ -15,7 +15,7 @@ def read_hub(source: DataSource) -> Any:
     """
     assert source.hub is not None, "the caller has looked"
     if find_spec("datasets") is None:
-        raise DatasetError("--hub needs the library datasets: pip install 'esper-ray[hub]'")
+        raise DatasetError("--hub needs the library datasets: pip install datasets tokenizers (the extra [hub])")
     import datasets
 
     try:

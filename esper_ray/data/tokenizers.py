@@ -62,7 +62,9 @@ class GPT2Tokenizer:
 
     def __init__(self, path: Path) -> None:
         if find_spec("tokenizers") is None:
-            raise DatasetError("GPT-2 tokens need the library tokenizers: pip install 'esper-ray[hub]'")
+            raise DatasetError(
+                "GPT-2 tokens need the library tokenizers: pip install datasets tokenizers (the extra [hub])"
+            )
         from tokenizers import Tokenizer as HubTokenizer
 
         self._path = path
@@ -136,7 +138,7 @@ def make_tokenizer(name: str, data_dir: Path | None, hub: bool) -> Tokenizer:
         where = f"in {data_dir} and " if data_dir else ""
         raise DatasetError(
             f"GPT-2's tokenizer not found: looked for {_GPT2_FILE} {where}in the hub's cache; install "
-            f"'esper-ray[hub]', put the {_GPT2_FILE} of {_GPT2_REPOSITORY} in the data folder or use --hub, or "
+            f"tokenizers, put the {_GPT2_FILE} of {_GPT2_REPOSITORY} in the data folder or use --hub, or "
             "--set data.tokenizer=bytes"
         )
     return GPT2Tokenizer(path)

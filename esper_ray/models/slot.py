@@ -84,12 +84,12 @@ class SeedSlot(nn.Module):
             return 0.0
         return self.state.alpha if self._forced_alpha is None else self._forced_alpha
 
-    # --- forward -------------------------------------------------------------------------------------------------
-
     @property
     def feature_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's features, as the host first brought them here; None until it has."""
         return self._feature_shape
+
+    # --- forward -------------------------------------------------------------------------------------------------
 
     def forward(self, features: Tensor) -> Tensor:
         if self._feature_shape is None:
