@@ -183,17 +183,23 @@ def window(padded: torch.Tensor, top: int, left: int, mirrored: bool) -> torch.T
     return cut.flip(2) if mirrored else cut
 
 
-def test_augmentation_follows_from_the_seed_of_the_epoch_and_only_training_has_it() -> None:
+def test_augmentation_follows_from_the_seed_of_the_epoch_and_leaves_the_stored_images_alone() -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
-    loader = SampleLoader(images, torch.arange(40), 16, "cpu", (0.0,), (1.0,), True, CropAndFlip())
+    before = images.clone()
+    statistics = ((0.0,), (1.0,))
+    loader = SampleLoader(images, torch.arange(40), 16, "cpu", *statistics, True, CropAndFlip())
+    plain = SampleLoader(images, torch.arange(40), 16, "cpu", *statistics, True)
 
-    def epoch(seed: int) -> torch.Tensor:
+    def epoch(loader: SampleLoader, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         loader.start_epoch(seed)
-        return torch.cat([inputs for inputs, _ in loader])
+        inputs, targets = zip(*loader, strict=True)
+        return torch.cat(inputs), torch.cat(targets)
 
-    assert torch.equal(epoch(1), epoch(1))
-    assert not torch.equal(epoch(1), epoch(2))
-    assert torch.equal(images, torch.from_numpy(images.numpy()))
+    assert torch.equal(epoch(loader, 1)[0], epoch(loader, 1)[0])
+    assert not torch.equal(epoch(loader, 1)[0], epoch(loader, 2)[0])
+    assert torch.equal(epoch(loader, 1)[1], epoch(plain, 1)[1])
+    assert not torch.equal(epoch(loader, 1)[0], epoch(plain, 1)[0])
+    assert torch.equal(images, before)
 
 
 # --- texts --------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class SampleLoader(BatchLoader):
         if not self._shuffle:
             for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
-                yield self._normalised(self._inputs[chosen]), self._to_device(self._targets[chosen])
+                yield self._normalised(self._to_device(self._inputs[chosen])), self._to_device(self._targets[chosen])
             return
         generator = self._generator()
         order = torch.randperm(self._samples, generator=generator).to(self._targets.device)
@@ -111,7 +111,7 @@ class SampleLoader(BatchLoader):
             yield self._normalised(stored), self._to_device(self._targets[order[place]])
 
     def _normalised(self, stored: Tensor) -> Tensor:
-        return self._to_device(stored).float().add(self._offset).mul_(self._scale)
+        return stored.float().add(self._offset).mul_(self._scale)  # in a copy: floats may be the memory map itself
 
     def _to_device(self, batch: Tensor) -> Tensor:
         return batch.to(self._device, non_blocking=True)

@@ -53,8 +53,9 @@ class LowRankSeed(nn.Module):
         return adapted
 
 
-class _CausalAttention(nn.Module):
-    """Multi-head self-attention behind a layer norm, residual; the output projection starts at 0."""
+@blueprint("attention", topology="transformer")
+class AttentionSeed(nn.Module):
+    """Causal self-attention behind a layer norm, residual; 4 heads, or fewer where they do not divide the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class _CausalAttention(nn.Module):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Maps (N, heads, T, width ÷ heads) each to the same shape; no position sees a later one."""
-        raise NotImplementedError
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
     def forward(self, features: Tensor) -> Tensor:
         joined = self.queries_keys_values(self.norm(features))
@@ -73,15 +74,6 @@ class _CausalAttention(nn.Module):
         attended = self.attend(queries, keys, values).transpose(1, 2).flatten(2)
         grown: Tensor = features + self.output(attended)
         return grown
-
-
-@blueprint("attention", topology="transformer")
-class AttentionSeed(_CausalAttention):
-    """Causal self-attention with 4 heads (fewer where they do not divide the width), residual."""
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Scaled dot-product attention, whatever kernel torch picks."""
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
 @blueprint("mlp", topology="transformer")
@@ -116,7 +108,7 @@ def _flex_attention_obstacle(device: torch.device, width: int) -> str | None:
 
 
 @blueprint("flex_attention", topology="transformer", obstacle=_flex_attention_obstacle)
-class FlexAttentionSeed(_CausalAttention):
+class FlexAttentionSeed(AttentionSeed):
     """As `attention`, by torch's FlexAttention; only where the torch build trains it on the device."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -130,18 +122,20 @@ class FlexAttentionSeed(_CausalAttention):
         return equal.train(self.training)
 
 
-_COMPILED: dict[str, Callable[..., Any]] = {}
-
-
 def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """FlexAttention with a causal mask; compiled on a GPU, where alone the fused kernel exists."""
-    from torch.nn.attention import flex_attention as flex
-
-    attend: Callable[..., Any] = flex.flex_attention
-    if queries.device.type == "cuda":
-        attend = _COMPILED.setdefault("cuda", torch.compile(flex.flex_attention))
+    """FlexAttention with a causal mask."""
+    attend = _flex_kernel(queries.device.type)
     attended: Tensor = attend(queries, keys, values, block_mask=_causal_mask(queries.shape[-2], queries.device))
     return attended
+
+
+@cache
+def _flex_kernel(device_type: str) -> Callable[..., Any]:
+    """Returns FlexAttention; compiled on a GPU, where alone the fused kernel exists."""
+    from torch.nn.attention import flex_attention as flex
+
+    kernel: Callable[..., Any] = flex.flex_attention
+    return torch.compile(kernel) if device_type == "cuda" else kernel
 
 
 @cache

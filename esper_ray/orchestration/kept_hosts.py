@@ -28,7 +28,7 @@ class KeptHosts:
 
     @property
     def threshold(self) -> float:
-        """Kept validation accuracy, percent, that an episode must exceed to be kept now."""
+        """Kept validation accuracy, percent, below which an episode would not be kept now."""
         if len(self._accuracies) < self._count:
             return -inf
         return min(self._accuracies.values(), default=inf)

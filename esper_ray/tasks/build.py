@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from esper_ray.data import (
     SPLIT_NAMES,
@@ -128,28 +127,18 @@ def _require_fits(task: TaskSpec, prepared: PreparedData, split: str) -> None:
 
 
 def _loader(task: TaskSpec, prepared: PreparedData, split: str, device: str | torch.device) -> BatchLoader:
-    settings = task.data
-    training = split == "train"
+    settings, training = task.data, split == "train"
     limit = {"train": settings.train_samples, "validation": settings.validation_samples}.get(split)
+    batch_size = settings.batch_size if training else settings.evaluation_batch_size
     if task.task_type == "lm":
-        return _token_loader(task, prepared.tokens(split), split, device, limit)
-    inputs, targets = prepared.split(split, limit)
+        (length,) = task.input_shape
+        return TokenLoader(prepared.tokens(split), length, batch_size, device, shuffle=training, limit=limit)
     return SampleLoader(
-        inputs,
-        targets,
-        settings.batch_size if training else settings.evaluation_batch_size,
+        *prepared.split(split, limit),
+        batch_size,
         device,
         prepared.mean,
         prepared.std,
         shuffle=training,
         augmentation=_AUGMENTATIONS[settings.augmentation] if training else None,
     )
-
-
-def _token_loader(
-    task: TaskSpec, tokens: Tensor, split: str, device: str | torch.device, limit: int | None
-) -> TokenLoader:
-    (length,) = task.input_shape
-    training = split == "train"
-    batch_size = task.data.batch_size if training else task.data.evaluation_batch_size
-    return TokenLoader(tokens, length, batch_size, device, shuffle=training, limit=limit)
