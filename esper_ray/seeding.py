@@ -23,6 +23,10 @@ class Stream(IntEnum):
     DECISION = 6
     WAIT_ONLY = 7
     LEARNER = 8
+    HELD_OUT = 9
+    HOST_POOL = 10
+    HOST_DRAW = 11
+    DATA_DRAW = 12
 
 
 def derive_seed(parent: int, stream: Stream, *indices: int) -> int:

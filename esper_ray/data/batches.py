@@ -1,11 +1,13 @@
 """Cutting a split into batches without per-sample Python."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 _RESIDENT_BYTES = 512 * 2**20
 """Largest split that is kept on another device than the CPU; of a larger one each batch is copied there."""
@@ -55,6 +57,16 @@ class BatchLoader(ABC):
         return torch.Generator().manual_seed(self._order_seed)
 
     @abstractmethod
+    def part(self, share: float, label_noise: float, seed: int) -> Self:
+        """Returns a loader of a share of the samples, drawn from `seed`; this one stays as it is.
+
+        Args:
+            share: above 0, at most 1; at least one sample is taken.
+            label_noise: share of these samples whose label is replaced by another one; of a text 0.
+            seed: what is drawn follows from it.
+        """
+
+    @abstractmethod
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the batches of one epoch."""
 
@@ -93,15 +105,33 @@ class SampleLoader(BatchLoader):
         self._scale = 1.0 / torch.tensor(std, device=device).view(per_channel)
         self._shuffle = shuffle
         self._augmentation = augmentation
+        self._rows: Tensor | None = None
+
+    def part(self, share: float, label_noise: float, seed: int) -> Self:
+        """Returns a loader of some samples, of which some have a wrong label."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(self._targets), generator=generator)[: max(1, round(share * len(self._targets)))]
+        home, classes = self._targets.device, 1 + int(self._targets.max())
+        wrong = rows[: round(label_noise * len(rows))]
+        part = copy.copy(self)
+        part._samples, part._rows, part._targets = len(rows), rows.to(home), self._targets.clone()
+        if classes > 1:
+            shift = torch.randint(1, classes, (len(wrong),), generator=generator)
+            part._targets[wrong.to(home)] = (self._targets[wrong.to(home)] + shift.to(home)) % classes
+        return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if not self._shuffle:
+        if not self._shuffle and self._rows is None:
             for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
                 yield self._normalised(self._to_device(self._inputs[chosen])), self._to_device(self._targets[chosen])
             return
         generator = self._generator()
-        order = torch.randperm(self._samples, generator=generator).to(self._targets.device)
+        drawn_order = (
+            torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
+        )
+        order = drawn_order.to(self._targets.device)
+        order = order if self._rows is None else self._rows[order]
         drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
         for start in range(0, self._samples, self._batch_size):
             place = slice(start, start + self._batch_size)
@@ -149,6 +179,17 @@ class TokenLoader(BatchLoader):
         self._length = sequence_length
         self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
         self._shuffle = shuffle
+        self._limit = limit
+
+    def part(self, share: float, label_noise: float, seed: int) -> Self:
+        """Returns a loader of one stretch of the text."""
+        assert label_noise == 0, "a text has no labels"
+        tokens = max(self._length + 1, round(share * len(self._tokens)))
+        generator = torch.Generator().manual_seed(seed)
+        start = int(torch.randint(len(self._tokens) - tokens + 1, (), generator=generator))
+        limit = None if self._limit is None else max(1, round(share * self._limit))
+        stretch = self._tokens[start : start + tokens]
+        return type(self)(stretch, self._length, self._batch_size, self._device, self._shuffle, limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         starts = torch.arange(self._samples) * self._length

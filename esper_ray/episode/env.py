@@ -1,6 +1,7 @@
 """The decision problem as a Gymnasium environment."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,38 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import nn
 
+from esper_ray.data import BatchLoader
 from esper_ray.episode.actions import ActionTable, LegalActions
+from esper_ray.episode.beginnings import Beginning, HostCache
 from esper_ray.episode.host_run import EpochReport, HostRun
 from esper_ray.episode.observation import ObservationTable
 from esper_ray.episode.record import EpisodeRecord, EpochRecord
-from esper_ray.episode.rewards import REWARD_MODES, RewardInput, SlotMoment
+from esper_ray.episode.rewards import Moment, RewardInput, reward_components
 from esper_ray.seeding import seeded
-from esper_ray.tasks import TaskSpec, create_model, load_task_data, with_tokenizer
+from esper_ray.tasks import (
+    TaskSpec,
+    create_model,
+    draw_host,
+    drawn_settings,
+    load_task_data,
+    load_test_data,
+    prepare_data,
+    with_tokenizer,
+)
+from esper_ray.training import evaluate
 
 Observation = dict[str, NDArray[Any]]
 
 
 class MorphogenesisEnv(gym.Env[Observation, np.int64]):
     """One episode is one training run of a fresh host; one step is a decision and then one epoch.
+
+    With `skip_forced_waits` a step trains on through the epochs in which nothing but WAIT is legal, up to the next real
+    choice or the end; a reset stops before the last epoch at the latest. The rewards of a step add up, those of the
+    epochs before the first choice in the first step. With a discount γ below 1 the reward of epoch t (from 0) then
+    counts γ**t, so that the plain sum of an episode's rewards is its discounted return: learn from it with γ = 1.
 
     The last epoch of the budget terminates the episode, because the budget is part of the observation.
 
@@ -35,6 +54,9 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         device: where the host lives.
         data_dir: folder of the data set, where the source needs one.
         truncate: end the episode by truncation instead, so that a learner bootstraps from the last value.
+        skip_forced_waits: leave out of the trajectory what offers no choice; may be changed before a reset.
+        share_beginnings: train the epochs before a host's first real choice once per host seed and machine, and take
+            them over from then on. Every number stays the same; it pays where host seeds come again.
 
     Raises:
         DatasetError: the data set is missing.
@@ -47,25 +69,35 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         device: str | torch.device = "cpu",
         data_dir: Path | None = None,
         truncate: bool = False,
+        skip_forced_waits: bool = False,
+        share_beginnings: bool = False,
     ) -> None:
         task = with_tokenizer(task, data_dir)
         task.require_reachable_probation()
         self.task = task
-        self._device = device
+        self.skip_forced_waits = skip_forced_waits
+        self._device = torch.device(device)
+        self._data_dir = data_dir
         self._truncate = truncate
         self._data = load_task_data(task, device, data_dir)
+        self._test: BatchLoader | None = None
+        folder = prepare_data(task, data_dir).folder
+        self._beginnings = HostCache("beginnings", task, folder, self._device) if share_beginnings else None
+        self._twins = HostCache("twins", task, folder, self._device) if task.reward.mode == "paired" else None
+        self._twin_accuracies: Sequence[float] = ()
         with seeded(0):
             self.action_table = ActionTable.of(create_model(task), device)
-        self.observation_table = ObservationTable(self.action_table.blueprint_ids)
+        self.observation_table = ObservationTable(self.action_table.blueprint_ids, task.variety.enabled)
         mask = np.zeros(len(self.action_table), dtype=np.int8)
         self._legal = LegalActions(mask)
         self.action_space = self._legal
         self.observation_space = spaces.Dict(
             {"observations": self.observation_table.space, "action_mask": spaces.MultiBinary(len(mask))}
         )
-        self._reward = REWARD_MODES[task.reward.mode]
         self._run: HostRun | None = None
         self._epochs: list[EpochRecord] = []
+        self._taken_over = 0
+        self._carried = 0.0
         self._started = 0.0
 
     @property
@@ -81,54 +113,107 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
         Args:
             seed: the episode seed, 0 to 2**63 − 1; unset: drawn from the environment's own generator.
-            options: not used.
+            options: {"grown": blueprint id} starts with that seed as a part of the host from the first epoch on.
         """
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**63)) if seed is None else seed
-        self._run = HostRun(self.task, self._data, self._device, episode_seed)
-        self._epochs = []
         self._started = time.perf_counter()
+        grown = (options or {}).get("grown")
+        beginning, self._taken_over = None, 0
+        if self._beginnings is not None and grown is None:
+            beginning, known = self._beginnings.get(episode_seed, lambda: self._train_beginning(episode_seed))
+            self._taken_over = len(beginning.reports) if known else 0
+        if self._twins is not None:
+            self._twin_accuracies, _ = self._twins.get(episode_seed, lambda: self._train_twin(episode_seed))
+        self._run = self._new_run(episode_seed, beginning)
+        if grown is not None:
+            self._run.start_grown(grown)
+        self._epochs = []
+        self._carried = 0.0
+        while self.skip_forced_waits and not self._run.has_choice and self._run.epoch < self.task.max_epochs - 1:
+            self._carried += self._advance(ActionTable.WAIT)
         return self._observe(), {"episode_seed": episode_seed}
 
+    def _new_run(self, episode_seed: int, beginning: Beginning | None = None) -> HostRun:
+        task = draw_host(self.task, episode_seed)
+        data = self._data.of_host(task, episode_seed)
+        return HostRun(task, data, self._device, episode_seed, self.action_table, beginning)
+
+    def _train_beginning(self, episode_seed: int) -> Beginning:
+        """Trains a host up to its first real choice."""
+        run, reports = self._new_run(episode_seed), []
+        while not run.is_over and not run.has_choice:
+            reports.append(run.train_epoch())
+        return Beginning(tuple(reports), run.state())
+
+    def _train_twin(self, episode_seed: int) -> tuple[float, ...]:
+        """Trains a host that only waits; returns its validation accuracy after each epoch, percent."""
+        run = self._new_run(episode_seed)
+        return tuple(run.train_epoch().outcome.val_accuracy for _ in range(self.task.max_epochs))
+
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Lets the decision take effect, then trains one epoch.
+        """Lets the decision take effect, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
 
         Raises:
             IllegalActionError: the mask forbids the action.
         """
         run = self.run
-        before, loss_before = run.slot_moment(), run.val_loss
-        run.decide(int(action))
-        stage = run.model.seed_slot.stage.name
-        report = run.train_epoch()
-        components = self._reward(self._reward_input(before, loss_before, int(action), report), self.task.reward)
-        reward = sum(components.values())
-        self._epochs.append(self._epoch_record(int(action), stage, report, reward, components))
+        reward = self._advance(int(action)) + self._carried
+        self._carried = 0.0
+        while self.skip_forced_waits and not run.is_over and not run.has_choice:
+            reward += self._advance(ActionTable.WAIT)
         info: dict[str, Any] = {
             "epoch": run.epoch,
             "stage": run.model.seed_slot.stage.name,
-            "val_accuracy": report.outcome.val_accuracy,
+            "val_accuracy": self._epochs[-1].val_accuracy,
         }
         if run.is_over:
             info["episode"] = self._episode_record()
         return self._observe(), reward, run.is_over and not self._truncate, run.is_over and self._truncate, info
+
+    def _advance(self, action: int) -> float:
+        """Lets a decision take effect, trains one epoch, writes it down and returns what it adds to a step's reward."""
+        run, discounted_epochs = self.run, self.run.epoch if self.skip_forced_waits else 0
+        before = run.moment(self._twin_accuracy())
+        run.decide(action)
+        stage = run.model.seed_slot.stage.name
+        report = run.train_epoch()
+        components = reward_components(self._reward_input(before, action, report), self.task.reward)
+        reward = sum(components.values())
+        self._epochs.append(self._epoch_record(action, stage, report, reward, components))
+        return reward * self.task.reward.discount**discounted_epochs
+
+    def measure_test(self) -> float:
+        """Returns the test accuracy of what the finished episode kept, percent. For a final report only.
+
+        Raises:
+            DatasetError: the data set is missing.
+        """
+        run = self.run
+        assert run.is_over, "the test split is for finished episodes"
+        if self._test is None:
+            self._test = load_test_data(self.task, self._device, self._data_dir)
+        found = evaluate(run.model, self._test, nn.CrossEntropyLoss(), self._device, self.task.task_type)
+        return found.accuracy if run.kept_blueprint else found.accuracy_without_seed
+
+    def _twin_accuracy(self) -> float:
+        """Returns the twin's validation accuracy after as many epochs as the host has had, percent; else 0."""
+        return self._twin_accuracies[self.run.epoch - 1] if self._twin_accuracies and self.run.epoch else 0.0
 
     def _observe(self) -> Observation:
         mask = self.run.legal_actions()
         self._legal.mask = mask
         return {"observations": self.observation_table.observe(self.run.view()), "action_mask": mask}
 
-    def _reward_input(self, before: SlotMoment, loss_before: float, action: int, report: EpochReport) -> RewardInput:
+    def _reward_input(self, before: Moment, action: int, report: EpochReport) -> RewardInput:
         run = self.run
         return RewardInput(
             before=before,
             decision=run.actions.kind(action),
-            after=run.slot_moment(),
+            after=run.moment(self._twin_accuracy()),
             rolled_back=report.failure is not None,
             is_final=run.is_over,
             kept_accuracy=run.kept_accuracy,
-            loss_before=loss_before,
-            loss_after=run.val_loss,
             kept_loss=run.kept_loss,
             uniform_loss=self.task.uniform_loss,
             added_parameters=run.kept_parameters,
@@ -175,5 +260,8 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             host_parameters=run.host_parameters,
             added_parameters=run.kept_parameters,
             seconds=time.perf_counter() - self._started,
+            taken_over=self._taken_over,
+            rent=self.task.reward.rent,
+            host=drawn_settings(run.task) if self.task.variety.enabled else {},
             epochs=self._epochs,
         )

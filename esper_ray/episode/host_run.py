@@ -1,17 +1,22 @@
 """One training run of a fresh host, epoch by epoch, with decisions in between."""
 
+import io
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from esper_ray.episode.actions import ActionMask, ActionTable, Decision
+from esper_ray.episode.beginnings import Beginning
 from esper_ray.episode.governor import Failure, Governor
 from esper_ray.episode.observation import EpisodeView
-from esper_ray.episode.rewards import SlotMoment, attributed_accuracy
+from esper_ray.episode.rewards import Moment, attributed_accuracy
 from esper_ray.episode.signals import EpochOutcome, SignalTracker
 from esper_ray.errors import IllegalActionError
 from esper_ray.lifecycle import SeedStage
+from esper_ray.models import list_blueprints
 from esper_ray.seeding import Stream, derive_seed, seeded
 from esper_ray.tasks import TaskData, TaskSpec, create_model
 from esper_ray.training import (
@@ -25,6 +30,11 @@ from esper_ray.training import (
 )
 
 _PROBE_ALPHA = 0.1
+_STATE = (
+    *("model", "epoch", "outcome", "_gradients", "_host_optimizer", "_seed_optimizer", "_tracker", "_governor"),
+    *("_accuracy_at_germination", "_germinations", "_best_loss"),
+)
+"""What changes in the course of a run."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +54,36 @@ class HostRun:
     global generators are left as they were.
 
     Args:
-        task: what is trained.
+        task: what is trained; of hosts that differ, the one that was drawn (`draw_host`).
         data: its loaders, on `device`.
         device: where the host lives.
         episode_seed: 0 to 2**63 − 1.
+        actions: the actions, where hosts differ; unset: those of this host.
+        beginning: the first epochs, as another run with the same task, seed and device had them; they are taken over
+            instead of trained.
     """
 
-    def __init__(self, task: TaskSpec, data: TaskData, device: str | torch.device, episode_seed: int) -> None:
+    def __init__(
+        self,
+        task: TaskSpec,
+        data: TaskData,
+        device: str | torch.device,
+        episode_seed: int,
+        actions: ActionTable | None = None,
+        beginning: Beginning | None = None,
+    ) -> None:
         self.task = task
         self.episode_seed = episode_seed
         self._data = data
         self._device = device
+        self._beginning = beginning
         with seeded(derive_seed(episode_seed, Stream.HOST), device):
             self.model = create_model(task, device)
-        self.actions = ActionTable.of(self.model, device)
+        slot = self.model.seed_slot
+        listed = list_blueprints(slot.topology, slot.width, device)
+        self._seed_sizes = {blueprint.blueprint_id: blueprint.parameter_count for blueprint in listed}
+        self.actions = actions or ActionTable([blueprint.blueprint_id for blueprint in listed])
+        self.host_parameters = sum(parameter.numel() for parameter in self.model.get_host_parameters())
         self.epoch = 0
         self.outcome: EpochOutcome | None = None
         self._gradients: GradientStats | None = None
@@ -69,6 +95,7 @@ class HostRun:
         self._governor.take_snapshot(self.model, self._host_optimizer)
         self._accuracy_at_germination = 0.0
         self._germinations = 0
+        self._best_loss = task.uniform_loss
 
     # --- what the controller sees --------------------------------------------------------------------------------
 
@@ -78,8 +105,16 @@ class HostRun:
         return self.epoch >= self.task.max_epochs
 
     def legal_actions(self) -> ActionMask:
-        """Returns the action mask: (number of actions,) int8."""
-        return self.actions.legal(self.model.seed_slot, self._tracker.signals, self.epoch, self.task.decisions)
+        """Returns the action mask: (number of actions,) int8. A blueprint that this host cannot take is not legal."""
+        mask = self.actions.legal(self.model.seed_slot, self._tracker.signals, self.epoch, self.task.decisions)
+        for action, blueprint_id in enumerate(self.actions.blueprint_ids, start=1):
+            mask[action] &= blueprint_id in self._seed_sizes
+        return mask
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether anything but WAIT is legal now."""
+        return int(np.count_nonzero(self.legal_actions())) > 1
 
     def view(self) -> EpisodeView:
         """Returns what the observation is made of."""
@@ -95,22 +130,32 @@ class HostRun:
             occupied=slot.seed is not None,
             gradients=self._gradients,
             embargo_epochs=self.task.lifecycle.embargo_epochs,
+            host_parameters=self.host_parameters,
+            slot_width=slot.width,
+            train_share=self.task.data.train_share,
+            seed_sizes=self._seed_sizes,
         )
 
-    def slot_moment(self) -> SlotMoment:
-        """Returns what the reward reads of the slot now."""
+    def moment(self, twin_accuracy: float = 0.0) -> Moment:
+        """Returns what the reward reads now; `twin_accuracy` is the validation accuracy of a twin that only waited."""
         slot = self.model.seed_slot
         state = slot.state
-        attributed = 0.0
+        attributed, contribution = 0.0, None
         if slot.seed is not None and state is not None and self.outcome is not None:
             progress = self.outcome.val_accuracy - self._accuracy_at_germination
-            attributed = attributed_accuracy(progress, state.contribution)
-        return SlotMoment(slot.stage, state.epochs_in_stage if state else 0, attributed)
-
-    @property
-    def host_parameters(self) -> int:
-        """Number of parameters of the host without its slot."""
-        return sum(parameter.numel() for parameter in self.model.get_host_parameters())
+            contribution = state.contribution
+            attributed = attributed_accuracy(progress, contribution)
+        return Moment(
+            stage=slot.stage,
+            epochs_in_stage=state.epochs_in_stage if state else 0,
+            attributed=attributed,
+            contribution=contribution,
+            seed_parameters=self.model.active_seed_params,
+            accuracy=self.outcome.val_accuracy if self.outcome else 0.0,
+            twin_accuracy=twin_accuracy,
+            loss=self.val_loss,
+            best_loss=self._best_loss,
+        )
 
     @property
     def kept_parameters(self) -> int:
@@ -166,6 +211,21 @@ class HostRun:
             case Decision.WAIT:
                 pass
 
+    def start_grown(self, blueprint_id: str) -> None:
+        """Starts with a seed that is part of the host from the first epoch on, and trained with it.
+
+        The optimizer is the one that a seed brings along when it is fossilized. Only before the first epoch.
+
+        Raises:
+            LifecycleError, ConfigurationError: as `SeedSlot.germinate`.
+        """
+        assert self.epoch == 0, "a grown host is grown from the start"
+        self._germinations += 1
+        with seeded(derive_seed(self.episode_seed, Stream.SEED_MODULE, self._germinations), self._device):
+            self.model.seed_slot.place_fossil(blueprint_id, f"seed_{self._germinations}")
+        adopt_seed(self._host_optimizer, build_optimizer(self.model.get_seed_parameters(), self.task.seed_optimizer))
+        self._governor.take_snapshot(self.model, self._host_optimizer)
+
     def _germinate(self, blueprint_id: str) -> None:
         self._germinations += 1
         with seeded(derive_seed(self.episode_seed, Stream.SEED_MODULE, self._germinations), self._device):
@@ -187,6 +247,8 @@ class HostRun:
     def train_epoch(self) -> EpochReport:
         """Trains one epoch and makes the slot's mechanical progress."""
         assert not self.is_over, "the epoch budget is spent"
+        if self._beginning is not None and self.epoch < len(self._beginning.reports):
+            return self._take_over_epoch(self._beginning)
         self.epoch += 1
         self._enter_epoch()
         slot = self.model.seed_slot
@@ -206,7 +268,34 @@ class HostRun:
         if self._governor.is_snapshot_due(self.epoch):
             self._governor.take_snapshot(self.model, self._host_optimizer)
         self.outcome, self._gradients = outcome, gradients
+        self._best_loss = min(self._best_loss, outcome.val_loss)
         return EpochReport(outcome, gradients, alpha, failure)
+
+    def _take_over_epoch(self, beginning: Beginning) -> EpochReport:
+        """Takes the next epoch of the beginning as if it had been trained; after its last one, the host as well."""
+        assert self.model.seed_slot.is_empty, "in a beginning there is nothing to decide"
+        report: EpochReport = beginning.reports[self.epoch]
+        self.epoch += 1
+        self._tracker.update(report.outcome)
+        self.outcome, self._gradients = report.outcome, report.gradients
+        self._best_loss = min(self._best_loss, report.outcome.val_loss)
+        if self.epoch == len(beginning.reports):
+            self.restore(beginning.state)
+        return report
+
+    # --- its state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> bytes:
+        """Returns everything that changes in the course of a run: host, seed, optimizers, signals, governor."""
+        buffer = io.BytesIO()
+        torch.save({name: getattr(self, name) for name in _STATE}, buffer)
+        return buffer.getvalue()
+
+    def restore(self, state: bytes) -> None:
+        """Goes back, or forward, to what `state` returned of a run with the same task, seed and device. A pickle."""
+        values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._device, weights_only=False)
+        for name in _STATE:
+            setattr(self, name, values[name])
 
     def _enter_epoch(self) -> None:
         """Makes the lifecycle entry and gives a live seed its optimizer."""

@@ -1,8 +1,8 @@
 """The observation, defined once: names, bounds and meaning of every value the policy sees."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, log2
 
 import numpy as np
 from gymnasium import spaces
@@ -35,6 +35,10 @@ class EpisodeView:
     occupied: bool
     gradients: GradientStats | None
     embargo_epochs: int
+    host_parameters: int
+    slot_width: int
+    train_share: float
+    seed_sizes: Mapping[str, int]
 
     @property
     def seed(self) -> SeedState | None:
@@ -269,14 +273,35 @@ def _policy_features() -> list[Feature]:
     ]
 
 
+def _host_features(blueprint_ids: Sequence[str]) -> list[Feature]:
+    """What a policy may know of a host beforehand, where hosts differ. Learning rate and label noise stay hidden."""
+    growth = [
+        Feature(
+            f"growth_by_{name}",
+            0,
+            2,
+            f"doublings of the host that a seed of {name} would be, ÷ 4",
+            lambda v, name=name: log2(1 + v.seed_sizes.get(name, 0) / v.host_parameters) / 4,  # type: ignore[misc]
+        )
+        for name in blueprint_ids
+    ]
+    return [
+        Feature("host_parameters", 0, 2, "log2 of the host's parameters ÷ 16", lambda v: log2(v.host_parameters) / 16),
+        Feature("slot_width", 0, 2, "log2 of the feature width at the slot ÷ 8", lambda v: log2(v.slot_width) / 8),
+        Feature("train_share", 0, 1, "share of the training samples that the host sees", lambda v: v.train_share),
+        *growth,
+    ]
+
+
 class ObservationTable:
     """The features of a task in order, and the observation made from them.
 
     Args:
         blueprint_ids: blueprints of the action table; each has an entry of the one-hot.
+        hosts_differ: each episode draws its own host, so the observation says what may be known of it.
     """
 
-    def __init__(self, blueprint_ids: Sequence[str]) -> None:
+    def __init__(self, blueprint_ids: Sequence[str], hosts_differ: bool = False) -> None:
         self.features: tuple[Feature, ...] = (
             *_progress_features(),
             *_history_features(),
@@ -284,6 +309,7 @@ class ObservationTable:
             *_blueprint_features(blueprint_ids),
             *_telemetry_features(),
             *_policy_features(),
+            *(_host_features(blueprint_ids) if hosts_differ else []),
         )
         self.names = tuple(feature.name for feature in self.features)
         self.index = {name: i for i, name in enumerate(self.names)}

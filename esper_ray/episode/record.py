@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
+from esper_ray.episode.rewards import score_of_record
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -55,6 +57,10 @@ class EpisodeRecord:
         kept_blueprint: blueprint of the fossilized seed, or None.
         added_parameters: parameters of the fossilized seed, else 0.
         seconds: wall time of the episode.
+        taken_over: epochs that were not trained, because another episode of the same host seed had them.
+        host: what distinguishes this host, where hosts differ.
+        kept_test_accuracy: test accuracy of what is kept, percent; None unless the episode is part of a final report.
+        rent: ρ of the score of record, points per doubling of the host.
         epochs: one record per epoch.
     """
 
@@ -69,12 +75,27 @@ class EpisodeRecord:
     host_parameters: int
     added_parameters: int
     seconds: float
+    taken_over: int = 0
+    host: dict[str, Any] = field(default_factory=dict)
+    kept_test_accuracy: float | None = None
+    rent: float = 1.0
     epochs: list[EpochRecord] = field(default_factory=list)
 
     @property
     def episode_return(self) -> float:
         """Undiscounted sum of the rewards."""
         return sum(epoch.reward for epoch in self.epochs)
+
+    @property
+    def val_score(self) -> float:
+        """The score of record with validation in the place of test accuracy, points."""
+        return score_of_record(self.kept_val_accuracy, self.added_parameters, self.host_parameters, self.rent)
+
+    @property
+    def test_score(self) -> float:
+        """The score of record: kept test accuracy − ρ · doublings of the host, points."""
+        assert self.kept_test_accuracy is not None, "the test accuracy has not been measured"
+        return score_of_record(self.kept_test_accuracy, self.added_parameters, self.host_parameters, self.rent)
 
     @property
     def action_counts(self) -> dict[str, int]:

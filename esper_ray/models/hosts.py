@@ -7,6 +7,7 @@ the kind of its features, which decides the blueprints that fit ("cnn" unless it
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -78,6 +79,15 @@ def host(kind: str) -> Callable[[HostFactory], HostFactory]:
 def host_kinds() -> list[str]:
     """Returns the registered kinds of host."""
     return list(_FACTORIES)
+
+
+def host_code(kind: str) -> bytes:
+    """Returns the content of the file that a kind of host is written in; its name where that is no file."""
+    factory = _FACTORIES[kind]
+    try:
+        return Path(inspect.getfile(factory)).read_bytes()
+    except (OSError, TypeError):
+        return repr(factory).encode()
 
 
 def host_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,11 +57,10 @@ class MorphogeneticModel(nn.Module):
                 f"host {name} does not hold the module of its slot as a submodule, so that its weights would be lost; "
                 "keep it in an attribute or an nn.ModuleDict"
             )
-        self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._pairs: bool | None = None
         if channels_last:
             lay_out(self, torch.channels_last)
-            self.seed_slot.memory_format = torch.channels_last
+            self.seed_slot.channels_last = True  # not as a torch.memory_format, which cannot be pickled
 
     def require_sound(self, inputs: Tensor, output_shape: tuple[int, ...]) -> None:
         """Runs the host once, in evaluation mode, and checks what it says about itself.
@@ -107,7 +106,7 @@ class MorphogeneticModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=self._memory_format)
+            inputs = inputs.contiguous(memory_format=self.seed_slot.memory_format)
         outputs: Tensor = self.host(inputs)
         return outputs
 

@@ -52,7 +52,7 @@ class SeedSlot(nn.Module):
         self.settings = settings
         self.seed: nn.Module | None = None
         self.state: SeedState | None = None
-        self.memory_format = torch.contiguous_format
+        self.channels_last = False
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
         self._anchor: Tensor
         self._forced_alpha: float | None = None
@@ -83,6 +83,11 @@ class SeedSlot(nn.Module):
         if self.seed is None or self.state is None:
             return 0.0
         return self.state.alpha if self._forced_alpha is None else self._forced_alpha
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Layout of the weights and features of images."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def feature_shape(self) -> tuple[int, ...] | None:

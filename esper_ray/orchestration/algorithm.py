@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any
 
 import ray
 import torch
@@ -16,9 +15,10 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
     ENV_RUNNER_RESULTS,
@@ -34,12 +34,12 @@ from ray.rllib.utils.metrics import (
 from esper_ray.episode import Policy
 from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv, EpisodeRunner, PlayedEpisode
+from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings, EpisodeRunner, PlayedEpisode
+from esper_ray.orchestration.health import UpdateWatch
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
 from esper_ray.seeding import Stream, derive_seed, seed_global
-from esper_ray.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
 
@@ -50,37 +50,34 @@ _SECONDS_BETWEEN_PROBES = 0.5
 
 
 def build_config(
-    task: TaskSpec,
+    actor: ActorSettings,
     ppo: PPOSettings,
     placement: Placement,
     *,
     iterations: int,
     episodes_per_iteration: int,
     seed: int,
-    data_dir: str | None = None,
-    board: str | None = None,
-    plugins: Sequence[str] = (),
 ) -> PPOConfig:
     """Returns the RLlib configuration of a run. The batch size follows from the episodes; fragments are whole episodes.
 
     Args:
+        actor: what the actors are told.
+        ppo: the learner.
+        placement: the actors' number and resources.
         iterations: over which the schedules of learning rate and entropy run.
-        data_dir: folder of the data set on the actors' machines.
-        board: name of the progress board actor.
-        plugins: modules that the actors import first.
+        episodes_per_iteration: over all actors.
+        seed: base seed.
     """
+    task = actor.task
+    # The environment discounts what it adds up, see `MorphogenesisEnv`.
+    discount = 1.0 if actor.skip_forced_waits else task.reward.discount
     steps = task.max_epochs * episodes_per_iteration
     total_steps = max(1, iterations * steps)
     return (
         PPOConfig(algo_class=EpisodePPO)
         .environment(
             ActorEnv,
-            env_config={
-                "task": task.model_dump(mode="json"),
-                "data_dir": data_dir,
-                "board": board,
-                "plugins": list(plugins),
-            },
+            env_config=actor.as_env_config(),
         )
         .env_runners(
             env_runner_cls=EpisodeRunner,
@@ -93,7 +90,7 @@ def build_config(
         )
         .learners(num_learners=0)
         .training(
-            gamma=task.reward.discount,
+            gamma=discount,
             lr=[[0, ppo.lr_start], [total_steps, ppo.lr_end]],
             entropy_coeff=[[0, ppo.entropy_start], [total_steps, ppo.entropy_end]],
             lambda_=ppo.gae_lambda,
@@ -135,6 +132,7 @@ class EpisodePPO(PPO):
 
     Attributes:
         episodes: of the last iteration, by ticket.
+        learner_figures: of the last update, see `UpdateWatch.report`.
         keep_from: kept validation accuracy, percent, from which on an episode's weights come with it; at first no
             episode's do.
         actors_lost: actors that were lost and replaced so far.
@@ -159,6 +157,7 @@ class EpisodePPO(PPO):
         super().setup(config)
         torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
         self.episodes: list[FinishedEpisode] = []
+        self.learner_figures: dict[str, float | None] = {}
         self.keep_from = inf
         self.actors_lost = 0
         self._force_weights()
@@ -170,13 +169,19 @@ class EpisodePPO(PPO):
 
     def training_step(self) -> None:
         """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
-        tickets = assign(self.episodes_per_iteration, self.config.num_env_runners, self.iteration, self.config.seed)
+        tickets = assign(
+            self.episodes_per_iteration,
+            self.config.num_env_runners,
+            self.iteration,
+            self.config.seed,
+            self.config.env_config["host_pool"],
+        )
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_from))
             self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
         self.episodes = [_finished(episode) for episode in played]
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            self._update([episode.rollout for episode in played])
+            self._update([episode.rollout for episode in played if episode.rollout is not None])
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
@@ -196,11 +201,16 @@ class EpisodePPO(PPO):
         return found[0]
 
     def play_scripted(
-        self, tickets: Sequence[Ticket], policy: Policy, on_episode: Callable[[FinishedEpisode], None] | None = None
+        self,
+        tickets: Sequence[Ticket],
+        policy: Policy,
+        on_episode: Callable[[FinishedEpisode], None] | None = None,
+        measure_test: bool = False,
     ) -> list[FinishedEpisode]:
         """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket.
 
-        With `on_episode`, which sees each as it ends, they come back without their weights.
+        With `on_episode`, which sees each as it ends, they come back without their weights. `measure_test` is for final
+        reports: it measures the test accuracy of what is kept.
         """
         policy_ref = ray.put(policy)
 
@@ -209,15 +219,24 @@ class EpisodePPO(PPO):
                 on_episode(_finished(episode))
 
         played = self._play(
-            tickets, lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_from), seen
+            tickets,
+            lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_from, measure_test),
+            seen,
         )
         return [_finished(episode) for episode in played]
 
-    def _update(self, rollouts: Sequence[Any]) -> None:
+    @property
+    def policy_network(self) -> RLModule:
+        """The policy network, as the learner has it."""
+        return self.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+    def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
         """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
         seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
         # The schedules follow the episodes that count. RLlib's own tally is off once an actor was replaced.
         lifetime_steps = (self.iteration + 1) * self.config.train_batch_size_per_learner
+        config = self.config
+        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, config.lambda_, config.clip_param)
         trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)
         results = self.learner_group.update(
             episodes=list(rollouts),
@@ -230,6 +249,7 @@ class EpisodePPO(PPO):
             shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        self.learner_figures = watch.report()
 
     def _play(
         self,

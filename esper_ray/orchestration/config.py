@@ -53,6 +53,10 @@ class TaskChoice(BaseModel):
     """Host epochs of one episode. Unset: the task's."""
     slot: str | None = None
     """Injection point of the slot, such as block3_post. Unset: the task's."""
+    reward: str | None = None
+    """Reward mode: contribution, gain, loss, sparse or paired. Unset: the task's."""
+    host_variety: bool = False
+    """Let the hosts differ: each episode draws its own from the task's `variety` settings."""
     data_dir: Path | None = None
     """Folder of the data set, for tasks that need one."""
     hub: bool = False
@@ -75,7 +79,13 @@ class TaskChoice(BaseModel):
                 overrides[key.strip()] = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise ConfigurationError(f"--set {key.strip()}: '{value}' is not a value; quote it") from None
-        flags = {"max_epochs": self.max_epochs, "host.slot": self.slot, "data.hub": self.hub or None}
+        flags = {
+            "max_epochs": self.max_epochs,
+            "host.slot": self.slot,
+            "reward.mode": self.reward,
+            "variety.enabled": self.host_variety or None,
+            "data.hub": self.hub or None,
+        }
         return overrides | {key: value for key, value in flags.items() if value is not None}
 
 
@@ -109,6 +119,15 @@ class TrainConfig(RunChoice):
     """Episodes played for each learner update, over all actors. Unset: the task's."""
     wait_only_episodes: int | None = Field(None, ge=0)
     """Episodes that never grow a seed, played first for comparison. Unset: as many as an iteration has."""
+    host_pool: int | None = Field(None, ge=1)
+    """Draw the host seeds from this many; what comes before a host's first real choice is then trained once per host.
+    Unset: every episode has a host seed of its own."""
+    skip_forced_waits: bool = False
+    """Leave the epochs in which nothing but WAIT is legal out of what the learner sees."""
+    evaluate_every: int = Field(0, ge=0)
+    """Iterations between evaluations on held-out host seeds, sampled and greedy. 0: none."""
+    evaluation_episodes: int = Field(16, ge=1)
+    """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints; there is always one at the end."""
     ppo: PPOSettings = PPOSettings()
@@ -120,6 +139,8 @@ class HeuristicConfig(RunChoice):
     command: ClassVar[str] = "heuristic"
     iterations: ClassVar[int] = 0
     wait_only_episodes: ClassVar[int] = 0
+    host_pool: ClassVar[int | None] = None
+    skip_forced_waits: ClassVar[bool] = False
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     episodes: int = Field(32, ge=1)

@@ -23,6 +23,37 @@ from esper_ray.tasks import TaskSpec
 
 
 @dataclass(frozen=True)
+class ActorSettings:
+    """What an actor is told about its environment.
+
+    Attributes:
+        data_dir: folder of the data set on the actors' machines.
+        board: name of the progress board actor, or None.
+        plugins: modules to import first.
+        host_pool: the host seeds are drawn from this many, so beginnings are shared; None: each episode has its own.
+        skip_forced_waits: leave steps without a choice out of the trajectories.
+    """
+
+    task: TaskSpec
+    data_dir: Path | None = None
+    board: str | None = None
+    plugins: tuple[str, ...] = ()
+    host_pool: int | None = None
+    skip_forced_waits: bool = False
+
+    def as_env_config(self) -> dict[str, Any]:
+        """Returns them as plain values, which a checkpoint can hold."""
+        return {
+            "task": self.task.model_dump(mode="json"),
+            "data_dir": str(self.data_dir) if self.data_dir else None,
+            "board": self.board,
+            "plugins": list(self.plugins),
+            "host_pool": self.host_pool,
+            "skip_forced_waits": self.skip_forced_waits,
+        }
+
+
+@dataclass(frozen=True)
 class PlayedEpisode:
     """What an actor returns for a ticket.
 
@@ -45,13 +76,12 @@ class PlayedEpisode:
 class ActorEnv(MorphogenesisEnv):
     """The environment inside an actor.
 
-    The device is the one that Ray assigned. The episode seed is the one of the actor's present ticket: the seed that
-    RLlib would pass depends on how often the actor was restarted. Before each decision torch's generator is seeded
-    from the episode seed, so that the action which RLlib samples next follows from it as well.
+    The device is the one that Ray assigned. The seeds are those of the actor's present ticket: the seed that RLlib
+    would pass depends on how often the actor was restarted. Before each decision torch's generator is seeded from the
+    decision seed, so that the action which RLlib samples next follows from it as well.
 
     Args:
-        context: "task" (settings of a `TaskSpec`), "data_dir", "board" (name of the progress board, or None),
-            "plugins" (modules to import first).
+        context: as `ActorSettings.as_env_config` returns it.
     """
 
     def __init__(self, context: EnvContext) -> None:
@@ -60,15 +90,21 @@ class ActorEnv(MorphogenesisEnv):
         data_dir = Path(context["data_dir"]) if context["data_dir"] else None
         # RLlib switches this on when it seeds an actor; torch then fills every new tensor, a third of a small epoch.
         torch.use_deterministic_algorithms(False)
-        super().__init__(task, assigned_device(), data_dir)
-        self.episode_seed = 0
+        super().__init__(
+            task,
+            assigned_device(),
+            data_dir,
+            skip_forced_waits=context["skip_forced_waits"],
+            share_beginnings=context["host_pool"] is not None,
+        )
+        self.ticket = Ticket(context.worker_index, 0, 0, 0)
         self._reporter = ProgressReporter(context["board"], context.worker_index)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts a fresh host with the episode seed of the present ticket; `seed` is RLlib's and is not used."""
-        result = super().reset(seed=self.episode_seed, options=options)
+        """Starts a fresh host as the present ticket says; `seed` is RLlib's and is not used."""
+        result = super().reset(seed=self.ticket.episode_seed, options={"grown": self.ticket.grown})
         self._seed_decision()
         return result
 
@@ -82,7 +118,7 @@ class ActorEnv(MorphogenesisEnv):
         return result
 
     def _seed_decision(self) -> None:
-        torch.manual_seed(derive_seed(self.episode_seed, Stream.DECISION, self.run.epoch))
+        torch.manual_seed(derive_seed(self.ticket.decision_seed, Stream.DECISION, self.run.epoch))
 
 
 class EpisodeRunner(SingleAgentEnvRunner):
@@ -100,22 +136,34 @@ class EpisodeRunner(SingleAgentEnvRunner):
             keep_from: return what was grown if its kept validation accuracy is at least this, percent.
         """
         try:
-            self._host_env().episode_seed = ticket.episode_seed
+            self._host_env().ticket = ticket
             (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")
             return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_from), self.get_metrics())
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
 
-    def play_scripted(self, ticket: Ticket, policy: Policy, keep_from: float) -> PlayedEpisode:
-        """Plays one episode with a policy that does not learn; `keep_from` as in `play`."""
+    def play_scripted(self, ticket: Ticket, policy: Policy, keep_from: float, measure_test: bool) -> PlayedEpisode:
+        """Plays one episode with a policy that does not learn, epoch by epoch.
+
+        Args:
+            ticket: which episode.
+            policy: decides.
+            keep_from: as in `play`.
+            measure_test: measure the test accuracy of what is kept, for a final report.
+        """
+        env = self._host_env()
+        skips = env.skip_forced_waits
         try:
-            env = self._host_env()
-            env.episode_seed = ticket.episode_seed
-            record = play_episode(env, policy, ticket.episode_seed)
+            env.ticket, env.skip_forced_waits = ticket, False
+            record = play_episode(env, policy, ticket.decision_seed)
+            if measure_test:
+                record.kept_test_accuracy = env.measure_test()
             return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_from))
         except Exception:
             return PlayedEpisode(ticket, failure=traceback.format_exc())
+        finally:
+            env.skip_forced_waits = skips
 
     def _weights(self, record: EpisodeRecord, keep_from: float) -> dict[str, torch.Tensor] | None:
         return self._host_env().run.model.kept_weights() if record.kept_val_accuracy >= keep_from else None

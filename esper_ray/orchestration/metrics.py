@@ -10,9 +10,7 @@ from esper_ray.episode import EpisodeRecord
 from esper_ray.lifecycle import SeedStage
 
 _LEARNER_KEYS = {
-    "explained_variance": "vf_explained_var",
     "entropy": "entropy",
-    "kl": "mean_kl_loss",
     "policy_loss": "policy_loss",
     "value_loss": "vf_loss_unclipped",
     "gradient_norm": "gradients_default_optimizer_global_norm",
@@ -37,6 +35,7 @@ def episode_metrics(records: Sequence[EpisodeRecord], action_names: Sequence[str
         "kept_val_accuracy_std": stdev(r.kept_val_accuracy for r in records) if len(records) > 1 else 0.0,
         "final_val_accuracy": fmean(record.final_val_accuracy for record in records),
         "added_parameters": fmean(record.added_parameters for record in records),
+        "score": fmean(record.val_score for record in records),
         "episode_seconds": fmean(record.seconds for record in records),
         "rollbacks": sum(record.rollbacks for record in records),
         "fossilized_share": fmean(record.final_stage == SeedStage.FOSSILIZED.name for record in records),

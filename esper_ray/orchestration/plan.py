@@ -22,6 +22,7 @@ from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import require_usable
@@ -131,17 +132,21 @@ def _episodes(config: TrainConfig | HeuristicConfig, task: TaskSpec) -> int:
 def _algorithm(
     config: TrainConfig | HeuristicConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
 ) -> Iterator[EpisodePPO]:
-    data_dir = _absolute(config).data_dir
-    rllib_config = build_config(
+    actor = ActorSettings(
         task,
+        data_dir=_absolute(config).data_dir,
+        board=board_name,
+        plugins=config.plugin,
+        host_pool=config.host_pool,
+        skip_forced_waits=config.skip_forced_waits,
+    )
+    rllib_config = build_config(
+        actor,
         config.ppo,
         placement,
         iterations=config.iterations,
         episodes_per_iteration=episodes,
         seed=config.seed,
-        data_dir=str(data_dir) if data_dir else None,
-        board=board_name,
-        plugins=config.plugin,
     )
     torch.set_num_threads(1)
     try:

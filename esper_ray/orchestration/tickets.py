@@ -1,5 +1,6 @@
 """The ledger's units: which actor owes which episode, and what came of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,18 +15,17 @@ class Ticket:
 
     Attributes:
         runner: index of the actor that owes it, from 1.
-        number: number of the episode among all that this actor ever owes, from 0.
-        base_seed: seed of the run (or of a held-out stream).
+        number: number of the episode among those that this actor owes in the same series, from 0.
+        episode_seed: the host seed: host, data order and seeds follow from it.
+        decision_seed: what a policy draws follows from it.
+        grown: blueprint that is a part of the host from the first epoch on, or None.
     """
 
     runner: int
     number: int
-    base_seed: int
-
-    @property
-    def episode_seed(self) -> int:
-        """The episode seed: it follows from base seed, runner index and episode number alone."""
-        return derive_seed(self.base_seed, Stream.EPISODE, self.runner, self.number)
+    episode_seed: int
+    decision_seed: int
+    grown: str | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,38 @@ class FinishedEpisode:
     weights: dict[str, Tensor] | None
 
 
-def assign(episodes: int, runners: int, round_number: int, base_seed: int) -> list[Ticket]:
+def assign(
+    episodes: int, runners: int, round_number: int, base_seed: int, host_pool: int | None = None
+) -> list[Ticket]:
     """Shares out `episodes` episodes over the runners, as evenly as can be, in round `round_number` (from 0).
 
-    The same arguments always give the same tickets, and no two rounds share one.
+    Seeds follow from base seed, runner index and episode number alone. The same arguments always give the same tickets,
+    and no two rounds share one.
+
+    Args:
+        host_pool: draw the host seeds from this many; None: each episode has a host seed of its own.
     """
     rows = -(-episodes // runners)
-    tickets = [Ticket(1 + i % runners, round_number * rows + i // runners, base_seed) for i in range(episodes)]
+    tickets = []
+    for i in range(episodes):
+        runner, number = 1 + i % runners, round_number * rows + i // runners
+        seed = derive_seed(base_seed, Stream.EPISODE, runner, number)
+        host_seed = seed if host_pool is None else derive_seed(base_seed, Stream.HOST_POOL, seed % host_pool)
+        tickets.append(Ticket(runner, number, host_seed, seed))
     return sorted(tickets)
+
+
+def spread(seeds: Sequence[int], runners: int, grown: Sequence[str | None] | None = None) -> list[Ticket]:
+    """Shares out episodes with the given host seeds over the runners; whoever plays one, it comes out the same.
+
+    Args:
+        grown: for each seed the blueprint that its host has from the start, or None.
+    """
+    starts = grown or [None] * len(seeds)
+    pairs = enumerate(zip(seeds, starts, strict=True))
+    return sorted(Ticket(1 + i % runners, i // runners, seed, seed, start) for i, (seed, start) in pairs)
+
+
+def held_out_seeds(count: int) -> list[int]:
+    """Returns the first `count` host seeds that no training uses, the same for every run and number of actors."""
+    return [derive_seed(0, Stream.HELD_OUT, i) for i in range(count)]

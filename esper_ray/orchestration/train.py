@@ -146,7 +146,7 @@ def _iterate(
             "seconds": time.monotonic() - started,
             "episodes_per_second": len(records) / (time.monotonic() - iteration_started),
             **episode_metrics(records, plan.action_names),
-            "learner": learner_metrics(rllib_result),
+            "learner": learner_metrics(rllib_result) | algorithm.learner_figures,
             "actors_lost": algorithm.actors_lost,
         }
         for stage, count in row["episodes_reaching"].items():

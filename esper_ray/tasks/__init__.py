@@ -19,8 +19,10 @@ from esper_ray.tasks.settings import (
     HeuristicSettings,
     HostSettings,
     RewardSettings,
+    VarietySettings,
 )
 from esper_ray.tasks.spec import TaskSpec
+from esper_ray.tasks.variety import draw_host, drawn_settings
 
 __all__ = [
     "DataSettings",
@@ -32,7 +34,10 @@ __all__ = [
     "RewardSettings",
     "TaskData",
     "TaskSpec",
+    "VarietySettings",
     "create_model",
+    "draw_host",
+    "drawn_settings",
     "get_task_spec",
     "load_task_data",
     "load_test_data",

@@ -18,8 +18,10 @@ from esper_ray.data import (
 )
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.models import MorphogeneticModel, build_host
+from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.spec import TaskSpec
+from esper_ray.tasks.variety import every_host
 
 _AUGMENTATIONS = {"none": None, "crop_and_flip": CropAndFlip()}
 
@@ -37,7 +39,7 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
 
 
 def require_sound(task: TaskSpec) -> None:
-    """Tries out the task's host and every blueprint that it could grow, on one made-up sample on the CPU.
+    """Tries out every host of the task and every blueprint that it could grow, on one made-up sample on the CPU.
 
     Raises:
         ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`.
@@ -45,7 +47,8 @@ def require_sound(task: TaskSpec) -> None:
     is_text = task.task_type == "lm"
     sample = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
     outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)
-    create_model(task).require_sound(sample, outputs)
+    for drawn in every_host(task):
+        create_model(drawn).require_sound(sample, outputs)
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
@@ -63,6 +66,14 @@ class TaskData:
 
     train: BatchLoader
     validation: BatchLoader
+
+    def of_host(self, task: TaskSpec, host_seed: int) -> "TaskData":
+        """Returns what the host of a seed sees of it: its share of the training samples, with its wrong labels."""
+        share, noise = task.data.train_share, task.data.label_noise
+        if share == 1.0 and noise == 0.0:
+            return self
+        seed = derive_seed(host_seed, Stream.DATA_DRAW)
+        return TaskData(self.train.part(share, noise, seed), self.validation)
 
 
 def load_task_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir: Path | None = None) -> TaskData:

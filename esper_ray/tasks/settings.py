@@ -1,5 +1,6 @@
 """The parts of a task. Every default stands here once; `shipped.py` says where a task departs from it."""
 
+from math import inf
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -63,6 +64,41 @@ class DataSettings(_Settings):
     """Of a text. auto: GPT-2's where it is on this machine, else bytes; `config.json` says which it was."""
     hub: bool = False
     """Fetch the data set from the Hugging Face hub; needs the extra [hub]."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of the training samples that a host sees; which ones follows from its seed."""
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    """Share of those samples that carry a wrong label, drawn from the host's seed."""
+
+
+class VarietySettings(_Settings):
+    """Hosts that differ: each episode draws its own. Ranges are (lowest, highest)."""
+
+    enabled: bool = False
+    """Draw a host for each episode; as `--host-variety`. The fields below say from what."""
+    options: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Options of the host and the values that each is drawn from, all equally likely."""
+    any_slot: bool = True
+    """Draw the injection point as well, all equally likely; else the task's."""
+    lr_factor: tuple[float, float] = (0.5, 2.0)
+    """Factor on the host's learning rate; its logarithm is uniform."""
+    train_share: tuple[float, float] = (0.25, 1.0)
+    """Factor on `data.train_share`, uniform."""
+    label_noise: tuple[float, float] = (0.0, 0.2)
+    """What is added to `data.label_noise`, uniform."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> "VarietySettings":
+        limits = {"lr_factor": (1e-6, inf), "train_share": (1e-6, 1.0), "label_noise": (0.0, 0.999)}
+        for name, (least, most) in limits.items():
+            low, high = getattr(self, name)
+            if not least <= low <= high <= most:
+                raise ValueError(
+                    f"variety.{name} must be (lowest, highest) within {least:g} to {most:g}, got {low, high}"
+                )
+        for option, values in self.options.items():
+            if not values:
+                raise ValueError(f"variety.options.{option} names no value to draw from")
+        return self
 
 
 class DecisionSettings(_Settings):
@@ -118,17 +154,24 @@ class GovernorSettings(_Settings):
     """… and has collapsed to guessing when its loss is back within this margin of the guess."""
 
 
+RewardMode = Literal["contribution", "gain", "loss", "sparse", "paired"]
+
+_SCALES: dict[str, float] = {"contribution": 0.005, "gain": 0.05, "loss": 0.05, "sparse": 0.05, "paired": 0.1}
+
+
 class RewardSettings(_Settings):
     """The reward."""
 
-    mode: Literal["gain", "loss"] = "gain"
-    """`gain`: pays each change of the accuracy that is attributed to the seed; `loss`: each change of the loss."""
-    scale: float = Field(0.05, gt=0)
-    """Factor on every component; brings returns to order 1 to 10."""
+    mode: RewardMode = "gain"
+    """What is paid. `gain`: each change of the accuracy that is attributed to the seed; `loss`: each change of the
+    loss; `sparse`: kept accuracy, at the end; `paired`: each change of the lead over a twin that only waits;
+    `contribution`: the ancestor's, for comparison."""
+    scale: float | None = Field(None, gt=0)
+    """Factor on every component; brings returns to order 1 to 10. Unset: the mode's."""
     gain_weight: float = Field(3.0, ge=0)
-    """Reward per attributed percentage point."""
+    """`gain`, `contribution`: reward per attributed percentage point."""
     kept_accuracy_weight: float = Field(0.05, ge=0)
-    """Reward per percentage point of kept accuracy at the end."""
+    """`gain`, `contribution`: reward per percentage point of accuracy at the end."""
     loss_weight: float = Field(5.0, ge=0)
     """`loss`: reward per typical change of the validation loss, and for reaching the target at the end."""
     typical_loss_delta: float = Field(0.05, gt=0)
@@ -136,9 +179,10 @@ class RewardSettings(_Settings):
     target_loss: float = Field(0.0, ge=0)
     """`loss`: validation loss that a host of this kind could reach, nats."""
     rent: float = Field(1.0, ge=0)
-    """ρ: what a doubling of the host's parameters must earn: percentage points; in `loss`, typical changes."""
+    """ρ: what a doubling of the host's parameters must earn: percentage points, in the score of record as well; in
+    `loss`, typical changes."""
     potential_weight: float = Field(0.3, ge=0)
-    """Weight of the stage potential, which telescopes to 0 over an episode."""
+    """`gain`, `loss`, `contribution`: weight of the stage potential, which telescopes to 0 over an episode."""
     germinate_cost: float = Field(0.02, ge=0)
     fossilize_cost: float = Field(0.01, ge=0)
     cull_cost: float = Field(0.005, ge=0)
@@ -146,3 +190,8 @@ class RewardSettings(_Settings):
     """Reward lost when the governor rolls an epoch back."""
     discount: float = Field(1.0, gt=0, le=1)
     """γ of the episode's return; 1, because the episode is finite."""
+
+    @property
+    def factor(self) -> float:
+        """The factor on every component."""
+        return self.scale or _SCALES[self.mode]

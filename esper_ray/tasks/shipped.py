@@ -2,7 +2,14 @@
 
 from esper_ray.lifecycle import LifecycleSettings
 from esper_ray.tasks.registry import register_task
-from esper_ray.tasks.settings import DataSettings, DecisionSettings, HeuristicSettings, HostSettings, RewardSettings
+from esper_ray.tasks.settings import (
+    DataSettings,
+    DecisionSettings,
+    HeuristicSettings,
+    HostSettings,
+    RewardSettings,
+    VarietySettings,
+)
 from esper_ray.tasks.spec import TaskSpec
 from esper_ray.training import OptimizerSettings
 
@@ -20,6 +27,7 @@ register_task(
         max_epochs=25,
         data=DataSettings(source="digits", batch_size=64),
         host=HostSettings(kind="cnn", base_channels=8, blocks=1),
+        variety=VarietySettings(options={"blocks": (1, 2), "base_channels": (2, 4, 8, 16)}),
         host_optimizer=OptimizerSettings(lr=0.02, weight_decay=5e-4),
         seed_optimizer=OptimizerSettings(lr=0.05),
         lifecycle=_SHORT_LIFE,
@@ -37,6 +45,7 @@ register_task(
         episodes_per_iteration=8,
         data=DataSettings(source="fashion_mnist", train_samples=10_000, validation_samples=2_000, batch_size=128),
         host=HostSettings(kind="cnn", base_channels=4, blocks=2),
+        variety=VarietySettings(options={"blocks": (1, 2, 3), "base_channels": (2, 4, 8)}),
         lifecycle=_SHORT_LIFE,
         decisions=_EARLY_DECISIONS,
         heuristic=_SHORT_PATIENCE,
@@ -52,6 +61,7 @@ register_task(
         episodes_per_iteration=8,
         data=DataSettings(source="cifar10", batch_size=128, augmentation="crop_and_flip"),
         host=HostSettings(kind="cnn", base_channels=8, blocks=3),
+        variety=VarietySettings(options={"blocks": (2, 3, 4), "base_channels": (4, 8, 16)}),
     )
 )
 register_task(
@@ -65,6 +75,7 @@ register_task(
             source="pydoc", train_samples=1_600, batch_size=32, evaluation_batch_size=128, sequence_length=64
         ),
         host=HostSettings(kind="transformer", layers=2, heads=4, width=64, context=64, dropout=0.0),
+        variety=VarietySettings(options={"layers": (1, 2, 3), "width": (32, 64)}, label_noise=(0.0, 0.0)),
         host_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
         seed_optimizer=OptimizerSettings(kind="adamw", lr=2e-3, weight_decay=0.01),
         lifecycle=_SHORT_LIFE,
@@ -90,6 +101,7 @@ register_task(
             tokenizer="auto",
         ),
         host=HostSettings(kind="transformer"),
+        variety=VarietySettings(options={"layers": (2, 4, 6), "width": (192, 384)}, label_noise=(0.0, 0.0)),
         host_optimizer=OptimizerSettings(kind="adamw", lr=1e-3, weight_decay=0.01),
         seed_optimizer=OptimizerSettings(kind="adamw", lr=1e-3, weight_decay=0.01),
         reward=RewardSettings(mode="loss", typical_loss_delta=0.05, target_loss=1.0),

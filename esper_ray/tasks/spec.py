@@ -16,6 +16,7 @@ from esper_ray.tasks.settings import (
     HeuristicSettings,
     HostSettings,
     RewardSettings,
+    VarietySettings,
 )
 from esper_ray.training import OptimizerSettings
 
@@ -41,6 +42,7 @@ class TaskSpec(BaseModel):
     """Episodes per learner update, unless the run says otherwise."""
     data: DataSettings
     host: HostSettings = HostSettings()
+    variety: VarietySettings = VarietySettings()
     host_optimizer: OptimizerSettings = OptimizerSettings(lr=0.01, weight_decay=5e-4)
     seed_optimizer: OptimizerSettings = OptimizerSettings(lr=0.01)
     lifecycle: LifecycleSettings = LifecycleSettings()
@@ -69,6 +71,13 @@ class TaskSpec(BaseModel):
             raise ValueError("data.sequence_length is for texts; a task of type classification has none")
         if len(self.input_shape) != 3 and self.data.augmentation != "none":
             raise ValueError(f"data.augmentation={self.data.augmentation} is for images; use none")
+        noise = self.data.label_noise + (self.variety.label_noise[1] if self.variety.enabled else 0.0)
+        if self.task_type == "lm" and noise > 0:
+            raise ValueError(
+                "label noise is for labelled samples; a text has none: data.label_noise=0, variety.label_noise=[0, 0]"
+            )
+        if noise >= 1:
+            raise ValueError("data.label_noise and the upper end of variety.label_noise come to 1 or more")
         return self
 
     @property

@@ -1,0 +1,79 @@
+"""Hosts that differ: from a task and a host seed to the task of one particular host."""
+
+import itertools
+from collections.abc import Iterator
+from math import exp, log
+from typing import Any
+
+import numpy as np
+
+from esper_ray.models import build_host
+from esper_ray.seeding import Stream, derive_seed, seeded
+from esper_ray.tasks.settings import HostSettings
+from esper_ray.tasks.spec import TaskSpec
+
+
+def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
+    """Returns the task of the host that a seed stands for: the task itself unless `variety.enabled`.
+
+    Drawn are, in this order: the options of the host, its slot, the learning rate, the share of the training data and
+    the label noise. The result has no variety left.
+
+    Raises:
+        ConfigurationError: an option of `variety.options` is unknown, or a value is not valid.
+    """
+    variety = task.variety
+    if not variety.enabled:
+        return task
+    rng = np.random.default_rng(derive_seed(host_seed, Stream.HOST_DRAW))
+    drawn = {option: values[int(rng.integers(len(values)))] for option, values in variety.options.items()}
+    host = HostSettings.model_validate({**task.host.model_dump(), **drawn})
+    if variety.any_slot:
+        slots = _injection_points(task, host)
+        host = host.model_copy(update={"slot": slots[int(rng.integers(len(slots)))]})
+    slowest, fastest = variety.lr_factor
+    factor = exp(rng.uniform(log(slowest), log(fastest)))
+    data = task.data.model_copy(
+        update={
+            "train_share": task.data.train_share * float(rng.uniform(*variety.train_share)),
+            "label_noise": task.data.label_noise + float(rng.uniform(*variety.label_noise)),
+        }
+    )
+    optimizer = task.host_optimizer.model_copy(update={"lr": task.host_optimizer.lr * factor})
+    settled = variety.model_copy(update={"enabled": False})
+    return task.model_copy(update={"host": host, "host_optimizer": optimizer, "data": data, "variety": settled})
+
+
+def drawn_settings(task: TaskSpec) -> dict[str, Any]:
+    """Returns what distinguishes the host of a drawn task, by the dotted names of its settings."""
+    options = {f"host.{option}": task.host.options[option] for option in task.variety.options}
+    return {
+        **options,
+        "host.slot": task.host.slot,
+        "host_optimizer.lr": task.host_optimizer.lr,
+        "data.train_share": task.data.train_share,
+        "data.label_noise": task.data.label_noise,
+    }
+
+
+def every_host(task: TaskSpec) -> Iterator[TaskSpec]:
+    """Yields the task with each combination of host options and slot that can be drawn; without variety, the task.
+
+    Raises:
+        ConfigurationError: as `draw_host`.
+    """
+    variety = task.variety
+    if not variety.enabled:
+        yield task
+        return
+    for values in itertools.product(*variety.options.values()):
+        drawn = dict(zip(variety.options, values, strict=True))
+        host = HostSettings.model_validate({**task.host.model_dump(), **drawn})
+        for slot in _injection_points(task, host) if variety.any_slot else [host.slot]:
+            yield task.model_copy(update={"host": host.model_copy(update={"slot": slot})})
+
+
+def _injection_points(task: TaskSpec, host: HostSettings) -> list[str]:
+    with seeded(0):
+        built = build_host(host.kind, task.input_shape, task.classes, host.options)
+    return list(built.injection_points)  # type: ignore[arg-type]
