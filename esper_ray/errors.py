@@ -36,6 +36,10 @@ class RunFolderError(EsperError, ValueError):
     """The run folder cannot be written, or already holds a run."""
 
 
+class CheckpointError(EsperError, ValueError):
+    """A checkpoint is damaged, or was made for another task, other actions or another version."""
+
+
 class EpisodeFailedError(EsperError, RuntimeError):
     """An episode raised inside its actor, or its actor was lost too often."""
 

@@ -59,10 +59,14 @@ class PlainDisplay:
         self._say(
             f"iteration {row['iteration']:>3}/{self._plan.iterations}  episodes {row['episodes']:>5}  "
             f"return {row['return']:6.2f}  kept val accuracy {row['kept_val_accuracy']:5.1f} %  "
-            f"fossilized {row['fossilized_share']:4.0%}  entropy {number(learner['entropy'], 3)}  "
+            f"fossilized {row['fossilized_share']:4.0%}  entropy {share(learner['entropy_share'])}  "
             f"kl {number(learner['kl'], 4)}  explained variance {number(learner['explained_variance'], 2)}  "
             f"{row['episodes_per_second']:.2f} episodes/s"
         )
+        if "evaluation" in row:
+            self._say("  " + evaluation_line(row["evaluation"]))
+        for warning in row.get("warnings", ()):
+            self._say(f"  warning: {warning}")
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
@@ -140,22 +144,34 @@ class LiveDisplay:
             f"{row['return']:.2f}",
             f"{row['kept_val_accuracy']:.1f} %",
             f"{row['fossilized_share']:.0%}",
-            number(learner["entropy"], 3),
+            share(learner["entropy_share"]),
             number(learner["kl"], 4),
             number(learner["explained_variance"], 2),
             f"{row['episodes_per_second']:.2f}",
         )
+        notes = [f"warning: {warning}" for warning in row.get("warnings", ())]
+        if "evaluation" in row:
+            notes.insert(0, evaluation_line(row["evaluation"]))
+        table.caption = "\n".join(notes) or None
         return table
 
 
 def plan_line(run: RunPlan) -> str:
     """Returns one line that says what runs."""
-    learning = f"{run.iterations} iterations of " if run.iterations else ""
-    policy = "" if run.iterations else " with the heuristic policy"
+    what = f"{run.iterations} iterations of " if run.iterations else f"{run.config.command}, "
     return (
-        f"{run.task.name}: {learning}{run.episodes} episodes{policy} of {run.task.max_epochs} epochs, "
+        f"{run.task.name}: {what}{run.episodes} episodes of {run.task.max_epochs} epochs, "
         f"{run.placement.runners} runners on {run.placement.device_kind}, seed {run.config.seed}, writing to {run.out}"
     )
+
+
+def evaluation_line(evaluation: Mapping[str, Any]) -> str:
+    """Returns what an evaluation during training found, in a line."""
+    found = ", ".join(
+        f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})"
+        for way in ("sampled", "greedy")
+    )
+    return f"on {evaluation['episodes']} held-out hosts: kept val accuracy {found}"
 
 
 def host_line(host: HostProgress) -> str:
@@ -164,6 +180,11 @@ def host_line(host: HostProgress) -> str:
         f"runner {host.runner}: epoch {host.epoch}/{host.max_epochs}, {host.stage}, {host.val_accuracy:.1f} %, "
         f"last {host.last_decision}, {host.episodes_done} episodes done"
     )
+
+
+def share(value: float | None) -> str:
+    """Returns a share in percent, or a dash where there is none."""
+    return "–" if value is None else f"{value:.0%}"
 
 
 def number(value: float | None, digits: int) -> str:

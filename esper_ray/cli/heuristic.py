@@ -13,11 +13,11 @@ def run_heuristic(config: HeuristicConfig) -> int:
     warnings.filterwarnings("ignore")
     with make_display() as display:
         result = play_heuristic(config, display)
-    print("\n".join(_summary(result)))
+    print("\n".join(_summary(result, config)))
     return INTERRUPTED if result.interrupted else 0
 
 
-def _summary(result: HeuristicResult) -> list[str]:
+def _summary(result: HeuristicResult, config: HeuristicConfig) -> list[str]:
     plan = result.plan
     lines = [
         "",
@@ -35,4 +35,4 @@ def _summary(result: HeuristicResult) -> list[str]:
         fossilized = sum(record.kept_blueprint is not None for record in result.records)
         lines += [f"Decisions: {taken}.", journeys(result.means["episodes_reaching"], fossilized)]
     lines += [*losses(result.actors_lost), f"Run folder: {plan.out}"]
-    return lines + export_hint(plan.out, plan.config.keep_hosts, len(result.records))
+    return lines + export_hint(plan.out, config.keep_hosts, len(result.records))

@@ -15,7 +15,14 @@ import tyro
 from pydantic import BaseModel, ConfigDict
 
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
-from esper_ray.orchestration.config import ExportConfig, HeuristicConfig, TrainConfig, load_config
+from esper_ray.orchestration.config import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    HeuristicConfig,
+    TrainConfig,
+    load_config,
+)
 
 _USAGE_ERROR = 2
 _GATHERED = ("--plugin", "--set")
@@ -39,6 +46,8 @@ class TasksConfig(BaseModel):
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "heuristic": HeuristicConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "export": ExportConfig,
     "tasks": TasksConfig,
 }
@@ -76,6 +85,14 @@ def _dispatch(config: BaseModel) -> int:
         from esper_ray.cli.heuristic import run_heuristic
 
         return run_heuristic(config)
+    if isinstance(config, EvaluateConfig):
+        from esper_ray.cli.evaluate import run_evaluate
+
+        return run_evaluate(config)
+    if isinstance(config, CompareConfig):
+        from esper_ray.cli.compare import run_compare
+
+        return run_compare(config)
     if isinstance(config, ExportConfig):
         from esper_ray.cli.export import run_export
 
@@ -96,12 +113,14 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     errors = io.StringIO()
     train = Annotated[TrainConfig, tyro.conf.subcommand("train", default=_config_of_file(arguments))]
     heuristic = Annotated[HeuristicConfig, tyro.conf.subcommand("heuristic")]
+    evaluate = Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     export = Annotated[ExportConfig, tyro.conf.subcommand("export")]
     tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
     try:
         with redirect_stderr(errors):
             parsed: BaseModel = tyro.cli(
-                train | heuristic | export | tasks,
+                train | heuristic | evaluate | compare | export | tasks,
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
                 args=_gathered(arguments),

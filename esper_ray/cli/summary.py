@@ -1,9 +1,10 @@
 """What the commands that play episodes say at their end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esper_ray.lifecycle import SeedStage
+from esper_ray.orchestration.episode_store import Outcome
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -11,10 +12,41 @@ INTERRUPTED = 130
 _JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
+_LETTERS = {
+    SeedStage.UNKNOWN: "?",
+    SeedStage.DORMANT: ".",
+    SeedStage.GERMINATED: "G",
+    SeedStage.TRAINING: "T",
+    SeedStage.BLENDING: "B",
+    SeedStage.SHADOWING: "S",
+    SeedStage.PROBATIONARY: "P",
+    SeedStage.FOSSILIZED: "F",
+    SeedStage.CULLED: "C",
+    SeedStage.EMBARGOED: "e",
+    SeedStage.RESETTING: "r",
+}
+
+
 def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
     """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
     reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
     return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {fossilized}."
+
+
+def timeline(stages: Sequence[str]) -> str:
+    """Returns a letter for the slot's stage in each epoch."""
+    return "".join(_LETTERS[SeedStage[stage]] for stage in stages)
+
+
+def drawn_host(outcome: Outcome) -> str:
+    """Returns in a few words what distinguishes a host, where hosts differ; else nothing."""
+    if not outcome.host:
+        return ""
+    drawn = (
+        f"{key.rpartition('.')[2]} {value:.3g}" if isinstance(value, float) else f"{key.rpartition('.')[2]} {value}"
+        for key, value in outcome.host.items()
+    )
+    return f"  on {outcome.host_parameters} parameters: {', '.join(drawn)}"
 
 
 def losses(actors_lost: int) -> list[str]:

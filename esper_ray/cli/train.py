@@ -14,11 +14,11 @@ def run_train(config: TrainConfig) -> int:
     warnings.filterwarnings("ignore")
     with make_display() as display:
         result = train(config, display)
-    print("\n".join(summary(result)))
+    print("\n".join(summary(result, config)))
     return INTERRUPTED if result.interrupted else 0
 
 
-def summary(result: RunResult) -> list[str]:
+def summary(result: RunResult, config: TrainConfig) -> list[str]:
     """Returns the run in words and numbers, and the next command to type; a line each."""
     plan = result.plan
     epochs = len(result.trained) * plan.task.max_epochs
@@ -32,7 +32,8 @@ def summary(result: RunResult) -> list[str]:
         lines.append(journeys(result.stage_counts, result.fossilized))
     lines += losses(result.actors_lost)
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
-    lines += export_hint(plan.out, plan.config.keep_hosts, len(result.trained))
+    lines.append(f"Next: esper-ray compare {result.checkpoint}")
+    lines += export_hint(plan.out, config.keep_hosts, len(result.trained))
     return lines
 
 

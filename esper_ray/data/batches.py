@@ -57,12 +57,13 @@ class BatchLoader(ABC):
         return torch.Generator().manual_seed(self._order_seed)
 
     @abstractmethod
-    def part(self, share: float, label_noise: float, seed: int) -> Self:
+    def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of a share of the samples, drawn from `seed`; this one stays as it is.
 
         Args:
             share: above 0, at most 1; at least one sample is taken.
             label_noise: share of these samples whose label is replaced by another one; of a text 0.
+            classes: number of labels that there are.
             seed: what is drawn follows from it.
         """
 
@@ -107,17 +108,17 @@ class SampleLoader(BatchLoader):
         self._augmentation = augmentation
         self._rows: Tensor | None = None
 
-    def part(self, share: float, label_noise: float, seed: int) -> Self:
+    def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of some samples, of which some have a wrong label."""
+        assert self._rows is None, "a part is drawn from the whole"
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randperm(len(self._targets), generator=generator)[: max(1, round(share * len(self._targets)))]
-        home, classes = self._targets.device, 1 + int(self._targets.max())
+        home = self._targets.device
         wrong = rows[: round(label_noise * len(rows))]
         part = copy.copy(self)
         part._samples, part._rows, part._targets = len(rows), rows.to(home), self._targets.clone()
-        if classes > 1:
-            shift = torch.randint(1, classes, (len(wrong),), generator=generator)
-            part._targets[wrong.to(home)] = (self._targets[wrong.to(home)] + shift.to(home)) % classes
+        shift = torch.randint(1, classes, (len(wrong),), generator=generator)
+        part._targets[wrong.to(home)] = (self._targets[wrong.to(home)] + shift.to(home)) % classes
         return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -181,7 +182,7 @@ class TokenLoader(BatchLoader):
         self._shuffle = shuffle
         self._limit = limit
 
-    def part(self, share: float, label_noise: float, seed: int) -> Self:
+    def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of one stretch of the text."""
         assert label_noise == 0, "a text has no labels"
         tokens = max(self._length + 1, round(share * len(self._tokens)))

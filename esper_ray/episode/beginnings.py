@@ -8,7 +8,8 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,19 +70,38 @@ class HostCache:
     def get(self, host_seed: int, compute: Callable[[], Any]) -> tuple[Any, bool]:
         """Returns what is kept of the host seed, computing it first if need be; and whether it was there already."""
         path = self._folder / f"{host_seed}.pickle"
+        if (found := _read(path)) is not None:
+            return found, True
+        with self._only_one_process(path):
+            if (found := _read(path)) is not None:
+                return found, True
+            computed = compute()
+            _write(path, pickle.dumps(computed))
+            return computed, False
+
+    @contextmanager
+    def _only_one_process(self, path: Path) -> Iterator[None]:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                with FileLock(path.with_suffix(".lock")):
-                    if not path.exists():
-                        _write(path, pickle.dumps(compute()))
-                        return pickle.loads(path.read_bytes()), False
-            return pickle.loads(path.read_bytes()), True
+            lock = FileLock(path.with_suffix(".lock"))
+            lock.acquire()
         except OSError as error:
             raise DatasetError(
                 f"the cache {self._folder} cannot be written: {error.strerror}; name another folder in the environment "
                 "variable ESPER_RAY_CACHE"
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _read(path: Path) -> Any:
+    """Returns what a file holds; None if there is none, or if it was cut off, as by a full disk."""
+    try:
+        return pickle.loads(path.read_bytes())
+    except (FileNotFoundError, EOFError, pickle.UnpicklingError):
+        return None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from esper_ray.episode.actions import ActionMask, ActionTable, Decision
 from esper_ray.episode.beginnings import Beginning
 from esper_ray.episode.governor import Failure, Governor
 from esper_ray.episode.observation import EpisodeView
-from esper_ray.episode.rewards import Moment, attributed_accuracy
+from esper_ray.episode.rewards import Moment, attributed_accuracy, followed_loss
 from esper_ray.episode.signals import EpochOutcome, SignalTracker
 from esper_ray.errors import IllegalActionError
 from esper_ray.lifecycle import SeedStage
@@ -32,7 +32,7 @@ from esper_ray.training import (
 _PROBE_ALPHA = 0.1
 _STATE = (
     *("model", "epoch", "outcome", "_gradients", "_host_optimizer", "_seed_optimizer", "_tracker", "_governor"),
-    *("_accuracy_at_germination", "_germinations", "_best_loss"),
+    *("_progress_from", "_best_kept_accuracy", "_germinations", "_followed_loss", "_best_loss"),
 )
 """What changes in the course of a run."""
 
@@ -93,9 +93,10 @@ class HostRun:
         self._tracker = SignalTracker(task.uniform_loss, task.decisions)
         self._governor = Governor(task.governor, task.uniform_loss)
         self._governor.take_snapshot(self.model, self._host_optimizer)
-        self._accuracy_at_germination = 0.0
+        self._progress_from = 0.0
+        self._best_kept_accuracy = 0.0
         self._germinations = 0
-        self._best_loss = task.uniform_loss
+        self._followed_loss = self._best_loss = task.uniform_loss
 
     # --- what the controller sees --------------------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class HostRun:
         state = slot.state
         attributed, contribution = 0.0, None
         if slot.seed is not None and state is not None and self.outcome is not None:
-            progress = self.outcome.val_accuracy - self._accuracy_at_germination
+            progress = self.outcome.val_accuracy - self._progress_from
             contribution = state.contribution
             attributed = attributed_accuracy(progress, contribution)
         return Moment(
@@ -153,7 +154,7 @@ class HostRun:
             seed_parameters=self.model.active_seed_params,
             accuracy=self.outcome.val_accuracy if self.outcome else 0.0,
             twin_accuracy=twin_accuracy,
-            loss=self.val_loss,
+            loss=self._followed_loss,
             best_loss=self._best_loss,
         )
 
@@ -181,11 +182,6 @@ class HostRun:
         if self.outcome is None:
             return self.task.uniform_loss
         return self.outcome.val_loss if self.kept_blueprint else self.outcome.loss_without_seed
-
-    @property
-    def val_loss(self) -> float:
-        """Validation loss, nats, of the host as it is; before the first epoch that of a uniform guess."""
-        return self.outcome.val_loss if self.outcome else self.task.uniform_loss
 
     # --- decisions -----------------------------------------------------------------------------------------------
 
@@ -230,8 +226,8 @@ class HostRun:
         self._germinations += 1
         with seeded(derive_seed(self.episode_seed, Stream.SEED_MODULE, self._germinations), self._device):
             state = self.model.germinate_seed(blueprint_id, f"seed_{self._germinations}")
-        self._accuracy_at_germination = self.outcome.val_accuracy if self.outcome else 0.0
-        state.last_accuracy = state.accuracy_at_stage_start = self._accuracy_at_germination
+        self._progress_from = self._best_kept_accuracy
+        state.last_accuracy = state.accuracy_at_stage_start = self.outcome.val_accuracy if self.outcome else 0.0
 
     def _fossilize(self) -> None:
         gate = self.model.seed_slot.advance_stage(SeedStage.FOSSILIZED)
@@ -267,9 +263,14 @@ class HostRun:
         self._tracker.update(outcome)
         if self._governor.is_snapshot_due(self.epoch):
             self._governor.take_snapshot(self.model, self._host_optimizer)
-        self.outcome, self._gradients = outcome, gradients
-        self._best_loss = min(self._best_loss, outcome.val_loss)
+        self._take_up(outcome, gradients)
         return EpochReport(outcome, gradients, alpha, failure)
+
+    def _take_up(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:
+        self.outcome, self._gradients = outcome, gradients
+        self._followed_loss = followed_loss(self._followed_loss, outcome.val_loss, self.task.reward)
+        self._best_loss = min(self._best_loss, self._followed_loss)
+        self._best_kept_accuracy = max(self._best_kept_accuracy, self.kept_accuracy)
 
     def _take_over_epoch(self, beginning: Beginning) -> EpochReport:
         """Takes the next epoch of the beginning as if it had been trained; after its last one, the host as well."""
@@ -277,16 +278,19 @@ class HostRun:
         report: EpochReport = beginning.reports[self.epoch]
         self.epoch += 1
         self._tracker.update(report.outcome)
-        self.outcome, self._gradients = report.outcome, report.gradients
-        self._best_loss = min(self._best_loss, report.outcome.val_loss)
+        self._take_up(report.outcome, report.gradients)
         if self.epoch == len(beginning.reports):
+            followed = self._followed_loss, self._best_loss  # of this run's reward, which the beginning does not know
             self.restore(beginning.state)
+            self._followed_loss, self._best_loss = followed
         return report
 
     # --- its state -----------------------------------------------------------------------------------------------
 
     def state(self) -> bytes:
         """Returns everything that changes in the course of a run: host, seed, optimizers, signals, governor."""
+        taken_over = len(self._beginning.reports) if self._beginning is not None else 0
+        assert self.epoch >= taken_over, "within a beginning that is taken over there is no host yet"
         buffer = io.BytesIO()
         torch.save({name: getattr(self, name) for name in _STATE}, buffer)
         return buffer.getvalue()

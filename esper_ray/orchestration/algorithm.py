@@ -169,13 +169,7 @@ class EpisodePPO(PPO):
 
     def training_step(self) -> None:
         """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
-        tickets = assign(
-            self.episodes_per_iteration,
-            self.config.num_env_runners,
-            self.iteration,
-            self.config.seed,
-            self.config.env_config["host_pool"],
-        )
+        tickets = self._tickets(self.iteration)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_from))
             self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
@@ -184,6 +178,16 @@ class EpisodePPO(PPO):
             self._update([episode.rollout for episode in played if episode.rollout is not None])
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns the host seeds of the first `iterations` iterations."""
+        rounds = (self._tickets(number) for number in range(iterations))
+        return {ticket.episode_seed for tickets in rounds for ticket in tickets}
+
+    def _tickets(self, iteration: int) -> list[Ticket]:
+        config = self.config
+        pool = config.env_config["host_pool"]
+        return assign(self.episodes_per_iteration, config.num_env_runners, iteration, config.seed, pool)
 
     def action_names(self) -> tuple[str, ...]:
         """Returns the names of the actions, as the actors on their devices have them.

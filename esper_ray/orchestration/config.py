@@ -1,5 +1,6 @@
 """What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,6 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper_ray.errors import ConfigurationError, unknown_name
+
+CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
 
 
 class PPOSettings(BaseModel):
@@ -145,6 +148,90 @@ class HeuristicConfig(RunChoice):
 
     episodes: int = Field(32, ge=1)
     """Episodes to play, over all actors."""
+
+
+class _HeldOutRun(BaseModel):
+    """Episodes on held-out host seeds, with what a checkpoint was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iterations: ClassVar[int] = 0
+    wait_only_episodes: ClassVar[int] = 0
+    host_pool: ClassVar[int | None] = None
+    skip_forced_waits: ClassVar[bool] = False
+    seed: ClassVar[int] = 0
+    ppo: ClassVar[PPOSettings] = PPOSettings()
+
+    task: str | None = None
+    """Task that the checkpoint must be of. Unset: whatever it was trained on."""
+    episodes: int = Field(100, ge=1)
+    """Held-out host seeds: always the same ones, and none that training used."""
+    runners: int | None = Field(None, ge=1)
+    """Actors, one host each. Unset: one per CPU, at most one per episode."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
+    data_dir: Path | None = None
+    """Folder of the data set, for tasks that need one."""
+    plugin: tuple[str, ...] = ()
+    """Module to import besides the checkpoint's own plugins. Repeat the flag for several."""
+    out: Path | None = None
+    """Folder for the episodes; what it holds already is not played again. Unset: in the checkpoint's run folder."""
+
+
+class EvaluateConfig(_HeldOutRun):
+    """Play a checkpoint's policy on held-out hosts: validation and test accuracy, growth, stage timelines."""
+
+    command: ClassVar[str] = "evaluate"
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint folder, RUN/checkpoints/iteration_N."""
+    greedy: bool = False
+    """Take the likeliest action instead of sampling."""
+    timelines: int = Field(5, ge=0)
+    """Episodes whose stages are shown epoch by epoch."""
+
+
+class CompareConfig(_HeldOutRun):
+    """Hold checkpoints against simple controls on the same held-out hosts, and say whether learning paid."""
+
+    command: ClassVar[str] = "compare"
+
+    checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Checkpoint folders of one setting; several, from training with other seeds, are reported each and together."""
+    controls: str = ",".join(CONTROLS)
+    """Controls, with commas between them."""
+    search_rounds: str = "4,16,48"
+    """Search for the best fixed schedule: training seeds of each round; the best quarter goes on to the next."""
+
+    def control_names(self) -> tuple[str, ...]:
+        """Returns the controls, in the order in which they are played.
+
+        Raises:
+            ConfigurationError: one is unknown.
+        """
+        asked = [name.strip() for name in self.controls.split(",") if name.strip()]
+        for name in asked:
+            if name not in CONTROLS:
+                raise ConfigurationError(f"--controls: {unknown_name('control', name, CONTROLS)}")
+        if not asked:
+            raise ConfigurationError(f"--controls names none: expected some of {', '.join(CONTROLS)}")
+        return tuple(name for name in CONTROLS if name in asked)
+
+    def search_seed_counts(self) -> tuple[int, ...]:
+        """Returns how many training seeds each round of the search uses.
+
+        Raises:
+            ConfigurationError: they are no rising whole numbers.
+        """
+        try:
+            counts = tuple(int(part) for part in self.search_rounds.split(","))
+        except ValueError:
+            counts = ()
+        if not counts or counts[0] < 1 or any(a >= b for a, b in itertools.pairwise(counts)):
+            raise ConfigurationError(
+                f"--search-rounds expects rising whole numbers with commas between them, got '{self.search_rounds}'"
+            )
+        return counts
 
 
 class ExportConfig(BaseModel):

@@ -37,13 +37,14 @@ class UpdateWatch:
     def __init__(
         self, module: RLModule, rollouts: Sequence[SingleAgentEpisode], discount: float, gae_lambda: float, clip: float
     ) -> None:
+        assert all(rollout.is_terminated for rollout in rollouts), "a truncated episode would need its last value"
         self._module = module
         self._clip = clip
         self._batch = _as_batch(rollouts)
         self._before, values = self._look()
         self._targets = np.concatenate(
             [
-                value_targets(rollout.get_rewards(), of_episode, discount, gae_lambda, rollout.is_terminated)
+                value_targets(rollout.get_rewards(), of_episode, discount, gae_lambda)
                 for rollout, of_episode in zip(rollouts, _split(values, rollouts), strict=True)
             ]
         )
@@ -92,21 +93,20 @@ class UpdateWatch:
 
 
 def value_targets(
-    rewards: NDArray[Any], values: NDArray[np.float32], discount: float, gae_lambda: float, terminated: bool
+    rewards: NDArray[Any], values: NDArray[np.float32], discount: float, gae_lambda: float
 ) -> NDArray[np.float64]:
-    """Returns the λ-returns that the value function is trained on, (T,).
+    """Returns the λ-returns of a terminated episode, on which the value function is trained, (T,).
 
     Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", 2016, equation 16.
 
     Args:
         rewards: (T,).
-        values: (T + 1,), the last one of the state after the last step; it counts unless the episode terminated.
+        values: (T,), of the states before the steps.
         discount: γ.
         gae_lambda: λ.
-        terminated: the episode ended by itself.
     """
     targets = np.zeros(len(rewards))
-    following = last = 0.0 if terminated else float(values[-1])
+    following = last = 0.0
     for t in reversed(range(len(rewards))):
         following = rewards[t] + discount * (gae_lambda * following + (1 - gae_lambda) * last)
         targets[t], last = following, float(values[t])
@@ -161,6 +161,6 @@ def _as_batch(rollouts: Sequence[SingleAgentEpisode]) -> dict[str, Any]:
 
 
 def _split(values: NDArray[np.float32], rollouts: Sequence[SingleAgentEpisode]) -> list[NDArray[np.float32]]:
-    """Cuts the values of all steps into those of each episode; a terminated one needs none for its last state."""
+    """Cuts the values of all steps into those of each episode."""
     ends = np.cumsum([len(rollout) for rollout in rollouts])[:-1]
     return np.split(values, ends)

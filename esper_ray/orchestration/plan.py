@@ -18,16 +18,19 @@ import torch
 from ray.exceptions import RayError
 
 from esper_ray import __version__
+from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
-from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import require_usable
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
+
+RunConfig = TrainConfig | HeuristicConfig | EvaluateConfig | CompareConfig
 
 _VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
 
@@ -41,7 +44,7 @@ class RunPlan:
         action_names: as the actors have them on their devices.
     """
 
-    config: TrainConfig | HeuristicConfig
+    config: RunConfig
     task: TaskSpec
     placement: Placement
     episodes: int
@@ -58,6 +61,12 @@ class RunPlan:
         """Episodes that never grow a seed, played first for comparison."""
         asked = self.config.wait_only_episodes
         return self.episodes if asked is None else asked
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Names of the values that the policy sees."""
+        blueprints = ActionTable.from_names(self.action_names).blueprint_ids
+        return ObservationTable(blueprints, self.task.variety.enabled).names
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
@@ -104,12 +113,19 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
     """
     load_plugins(config.plugin)
     task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
-    task.require_reachable_probation()
-    require_sound(task)
-    load_task_data(task, "cpu", config.data_dir)
     name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
     out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     require_usable(out, config.overwrite)
+    with started_actors(config, task, out) as started:
+        yield started
+
+
+@contextmanager
+def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+    """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
+    task.require_reachable_probation()
+    require_sound(task)
+    load_task_data(task, "cpu", config.data_dir)
     with local_ray(plugins=config.plugin), _sigterm_interrupts():
         episodes = _episodes(config, task)
         placement = place(config.runners, episodes, config.device)
@@ -122,15 +138,15 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
             board.close()
 
 
-def _episodes(config: TrainConfig | HeuristicConfig, task: TaskSpec) -> int:
-    if isinstance(config, HeuristicConfig):
-        return config.episodes
-    return config.episodes_per_iteration or task.episodes_per_iteration
+def _episodes(config: RunConfig, task: TaskSpec) -> int:
+    if isinstance(config, TrainConfig):
+        return config.episodes_per_iteration or task.episodes_per_iteration
+    return config.episodes
 
 
 @contextmanager
 def _algorithm(
-    config: TrainConfig | HeuristicConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
+    config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
 ) -> Iterator[EpisodePPO]:
     actor = ActorSettings(
         task,
@@ -159,7 +175,7 @@ def _algorithm(
         algorithm.stop()
 
 
-def _absolute(config: TrainConfig | HeuristicConfig) -> TrainConfig | HeuristicConfig:
+def _absolute(config: RunConfig) -> RunConfig:
     """Returns the configuration with a data folder that means the same from every working folder."""
     return config.model_copy(update={"data_dir": config.data_dir.absolute() if config.data_dir else None})
 

@@ -23,6 +23,7 @@ _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
 HOSTS = "hosts"
 EXPORTS = "exports"
+HELD_OUT = "held_out"
 _EVENTS = "events.out.tfevents.*"
 
 
@@ -89,6 +90,13 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     return {row["episode"]: row for row in rows}
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file under another name and renames it, so that it is never half there."""
+    partial = path.with_suffix(".writing")
+    partial.write_text(json.dumps(json_safe(dict(content)), indent=2) + "\n")
+    partial.rename(path)
+
+
 class RunFolder:
     """Writes one run. Use it as a context manager.
 
@@ -118,7 +126,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
-        for folder in (_CHECKPOINTS, HOSTS, EXPORTS):
+        for folder in (_CHECKPOINTS, HOSTS, EXPORTS, HELD_OUT):
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     @property
@@ -144,7 +152,7 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
-        (self.path / _SUMMARY).write_text(json.dumps(json_safe(dict(summary)), indent=2) + "\n")
+        write_json(self.path / _SUMMARY, summary)
 
     def save_checkpoint(self, iteration: int, save: Callable[[str], Any]) -> Path:
         """Writes a checkpoint under a temporary name with `save(path)`, then renames it, so none is ever half there."""

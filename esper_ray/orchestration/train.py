@@ -1,18 +1,24 @@
 """The main job: wait-only hosts for comparison, then iterations of episodes and learner updates, all written down."""
 
+import copy
 import time
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.checkpoint import CheckpointFacts, present_versions, write_facts
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.health import warnings_of
 from esper_ray.orchestration.kept_hosts import KeptHosts
+from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_run
 from esper_ray.orchestration.progress import BoardReader
 from esper_ray.orchestration.run_folder import RunFolder
-from esper_ray.orchestration.tickets import FinishedEpisode, assign
+from esper_ray.orchestration.tickets import FinishedEpisode, assign, held_out_seeds, spread
 from esper_ray.policies import WaitPolicy
 from esper_ray.seeding import Stream, derive_seed
 
@@ -97,9 +103,33 @@ def _finish(algorithm: EpisodePPO, board: BoardReader, folder: RunFolder, result
     board.close()
     result.iterations = algorithm.iteration
     result.actors_lost = algorithm.actors_lost
-    result.checkpoint = folder.save_checkpoint(algorithm.iteration, algorithm.save_to_path)
+    result.checkpoint = _save(result.plan, algorithm, folder)
     result.seconds = seconds
     folder.write_summary(result.as_dict())
+
+
+def _save(plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder) -> Path:
+    config, iteration = plan.config, algorithm.iteration
+    facts = CheckpointFacts(
+        versions=present_versions(),
+        task=plan.task.model_dump(mode="json"),
+        actions=plan.action_names,
+        observation=plan.observation_names,
+        seed=config.seed,
+        runners=plan.placement.runners,
+        episodes_per_iteration=plan.episodes,
+        host_pool=config.host_pool,
+        iteration=iteration,
+        host_epochs=iteration * plan.episodes * plan.task.max_epochs,
+        plugins=config.plugin,
+        files={},
+    )
+
+    def save(path: str) -> None:
+        algorithm.save_to_path(path)
+        write_facts(Path(path), facts)
+
+    return folder.save_checkpoint(iteration, save)
 
 
 def _play_wait_only(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO, observer: RunObserver) -> list[float]:
@@ -117,6 +147,25 @@ def _play_wait_only(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO, o
         observer.on_scripted("wait-only", done, total)
 
     return [episode.record.kept_val_accuracy for episode in algorithm.play_scripted(tickets, WaitPolicy(), count)]
+
+
+def _evaluate(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO) -> dict[str, Any]:
+    """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
+    seeds = held_out_seeds(config.evaluation_episodes)
+    assert not set(seeds) & algorithm.training_seeds(plan.iterations), "held-out seeds must not occur in training"
+    tickets = spread(seeds, min(plan.placement.runners, len(seeds)))
+    algorithm.keep_from = inf
+    found: dict[str, Any] = {"episodes": len(seeds)}
+    for way in ("sampled", "greedy"):
+        policy = LearnedPolicy(copy.deepcopy(algorithm.policy_network), greedy=way == "greedy")
+        records = [episode.record for episode in algorithm.play_scripted(tickets, policy)]
+        found[way] = {
+            "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),
+            "score": fmean(record.val_score for record in records),
+            "added_parameters": fmean(record.added_parameters for record in records),
+            "fossilized_share": fmean(record.kept_blueprint is not None for record in records),
+        }
+    return found
 
 
 def _iterate(
@@ -139,6 +188,7 @@ def _iterate(
         records = [episode.record for episode in algorithm.episodes]
         result.trained += [record.kept_val_accuracy for record in records]
         result.fossilized += sum(record.final_stage == "FOSSILIZED" for record in records)
+        learner = learner_metrics(rllib_result) | algorithm.learner_figures
         row = {
             "iteration": iteration,
             "episodes": len(result.trained),
@@ -146,12 +196,15 @@ def _iterate(
             "seconds": time.monotonic() - started,
             "episodes_per_second": len(records) / (time.monotonic() - iteration_started),
             **episode_metrics(records, plan.action_names),
-            "learner": learner_metrics(rllib_result) | algorithm.learner_figures,
+            "learner": learner,
+            "warnings": warnings_of(learner, iteration, plan.iterations),
             "actors_lost": algorithm.actors_lost,
         }
+        if config.evaluate_every and iteration % config.evaluate_every == 0:
+            row["evaluation"] = _evaluate(config, plan, algorithm)
         for stage, count in row["episodes_reaching"].items():
             result.stage_counts[stage] = result.stage_counts.get(stage, 0) + count
         folder.add_iteration(row)
         observer.on_iteration(row)
         if iteration % config.checkpoint_every == 0:
-            folder.save_checkpoint(iteration, algorithm.save_to_path)
+            _save(plan, algorithm, folder)

@@ -73,7 +73,7 @@ class TaskData:
         if share == 1.0 and noise == 0.0:
             return self
         seed = derive_seed(host_seed, Stream.DATA_DRAW)
-        return TaskData(self.train.part(share, noise, seed), self.validation)
+        return TaskData(self.train.part(share, noise, task.classes, seed), self.validation)
 
 
 def load_task_data(task: TaskSpec, device: str | torch.device = "cpu", data_dir: Path | None = None) -> TaskData:

@@ -17,6 +17,10 @@ _IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes",
 """What makes a task this task; no override changes it."""
 
 
+_FREE = "variety.options."
+"""What follows is an option of the host; it is checked when hosts are drawn."""
+
+
 def register_task(task: TaskSpec | Callable[[], TaskSpec]) -> TaskSpec:
     """Adds a task under its name; also decorates a function that returns one.
 
@@ -50,9 +54,10 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     if kind != values["host"]["kind"]:  # another host has other options, with defaults of their own
         shared = {name: field.default for name, field in HostSettings.model_fields.items()}
         values["host"] = {**shared, "kind": kind, **host_options(str(kind), {})}
+        values["variety"]["options"] = {}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
-        if key not in known:
+        if key not in known and not key.startswith(_FREE):
             raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
     try:

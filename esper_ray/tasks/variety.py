@@ -1,13 +1,13 @@
 """Hosts that differ: from a task and a host seed to the task of one particular host."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import exp, log
 from typing import Any
 
 import numpy as np
 
-from esper_ray.models import build_host
+from esper_ray.models import build_host, host_options
 from esper_ray.seeding import Stream, derive_seed, seeded
 from esper_ray.tasks.settings import HostSettings
 from esper_ray.tasks.spec import TaskSpec
@@ -27,7 +27,7 @@ def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
         return task
     rng = np.random.default_rng(derive_seed(host_seed, Stream.HOST_DRAW))
     drawn = {option: values[int(rng.integers(len(values)))] for option, values in variety.options.items()}
-    host = HostSettings.model_validate({**task.host.model_dump(), **drawn})
+    host = _host_with(task, drawn)
     if variety.any_slot:
         slots = _injection_points(task, host)
         host = host.model_copy(update={"slot": slots[int(rng.integers(len(slots)))]})
@@ -68,9 +68,14 @@ def every_host(task: TaskSpec) -> Iterator[TaskSpec]:
         return
     for values in itertools.product(*variety.options.values()):
         drawn = dict(zip(variety.options, values, strict=True))
-        host = HostSettings.model_validate({**task.host.model_dump(), **drawn})
+        host = _host_with(task, drawn)
         for slot in _injection_points(task, host) if variety.any_slot else [host.slot]:
             yield task.model_copy(update={"host": host.model_copy(update={"slot": slot})})
+
+
+def _host_with(task: TaskSpec, drawn: Mapping[str, Any]) -> HostSettings:
+    options = host_options(task.host.kind, {**task.host.options, **drawn})
+    return HostSettings.model_validate({**task.host.model_dump(), **options})
 
 
 def _injection_points(task: TaskSpec, host: HostSettings) -> list[str]:

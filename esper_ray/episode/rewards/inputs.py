@@ -17,6 +17,7 @@ _STAGE_POTENTIAL = {
 }
 _POTENTIAL_PER_EPOCH = 0.3
 _POTENTIAL_EPOCH_CAP = 2.0
+_FOLLOWED_CHANGES = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Moment:
         seed_parameters: parameters of the module in the slot, live or fossilized.
         accuracy: validation accuracy; 0 before the first epoch.
         twin_accuracy: that of the WAIT-only twin of the same host seed; 0 unless the mode is `paired`.
-        loss: validation loss; before the first epoch that of a uniform guess.
-        best_loss: lowest validation loss so far, this one included.
+        loss: validation loss, as far as it has been followed: see `followed_loss`; before the first epoch that of a
+            uniform guess.
+        best_loss: lowest such loss so far, this one included.
     """
 
     stage: SeedStage = SeedStage.DORMANT
@@ -81,12 +83,19 @@ def attributed_accuracy(progress: float, contribution: float | None) -> float:
     """Returns A = min(max(0, progress), contribution), or the contribution where it is negative; 0 if unmeasured.
 
     Args:
-        progress: validation accuracy gained since germination, points.
+        progress: validation accuracy gained since germination, points; counted from the highest accuracy that could
+            have been kept until then, so that what a cull has cost is not paid for again.
         contribution: counterfactual contribution, points.
     """
     if contribution is None:
         return 0.0
     return contribution if contribution < 0 else min(max(0.0, progress), contribution)
+
+
+def followed_loss(before: float, loss: float, settings: RewardSettings) -> float:
+    """Returns the loss that a reward counts after `before`: it moves by at most five typical changes an epoch."""
+    most = _FOLLOWED_CHANGES * settings.typical_loss_delta
+    return before + min(most, max(-most, loss - before))
 
 
 def growth_doublings(added_parameters: int, host_parameters: int) -> float:

@@ -1,0 +1,90 @@
+"""`esper-ray compare`: holds checkpoints against simple controls and says whether learning paid."""
+
+import warnings
+
+from rich.console import Console
+from rich.table import Table
+
+from esper_ray.cli.display import make_display
+from esper_ray.orchestration import comparison
+from esper_ray.orchestration.compare import WAYS, Comparison, Played, compare
+from esper_ray.orchestration.config import CompareConfig
+
+
+def run_compare(config: CompareConfig) -> int:
+    """Compares, prints tables and verdict, and returns the exit code."""
+    warnings.filterwarnings("ignore")
+    with make_display() as display:
+        result = compare(config, display)
+    console = Console(highlight=False)
+    console.print()
+    console.print(_policies(result))
+    for way in WAYS:
+        console.print(_differences(result, way))
+    if result.schedule is not None:
+        found = result.schedule
+        console.print(
+            f"Best of {found.candidates} fixed schedules on {found.seeds} training hosts: {found.schedule} "
+            f"({found.episodes} episodes to find it).",
+            soft_wrap=True,
+        )
+    names = list(result.facts)
+    if len(names) > 1:
+        for name in names:
+            console.print(f"{name}: {result.verdict([name])}", soft_wrap=True)
+    for way in WAYS:
+        console.print(result.verdict(names, way), soft_wrap=True)
+    console.print(f"Written to {result.file}; the same command plays nothing twice.", soft_wrap=True)
+    return 0
+
+
+def _policies(result: Comparison) -> Table:
+    title = f"{len(result.seeds)} held-out hosts of {result.plan.task.name}: means"
+    table = Table(
+        "policy",
+        "score of record",
+        "kept test %",
+        "kept val %",
+        "params added",
+        "kept a seed",
+        "host epochs spent",
+        title=title,
+    )
+    several = len(result.facts) > 1
+    for (name, way), played in result.learned.items():
+        _add(table, f"learned, {way}" + f" (seed {result.facts[name].seed})" * several, played)
+    for control, played in result.controls.items():
+        _add(table, control, played)
+    for (name, way), played in result.static.items():
+        _add(table, f"static-final of {way}" + f" (seed {result.facts[name].seed})" * several, played)
+    return table
+
+
+def _add(table: Table, name: str, played: Played) -> None:
+    means = comparison.means(played.outcomes)
+    table.add_row(
+        name,
+        f"{means['score']:.1f}",
+        f"{means['kept_test_accuracy']:.1f}",
+        f"{means['kept_val_accuracy']:.1f}",
+        f"{means['added_parameters']:,.0f}",
+        f"{means['fossilized_share']:.0%}",
+        f"{played.host_epochs:,}",
+    )
+
+
+def _differences(result: Comparison, way: str) -> Table:
+    together = f", mean of {len(result.facts)} training seeds" if len(result.facts) > 1 else ""
+    table = Table(
+        "learned −",
+        "score of record",
+        "kept test accuracy",
+        "verdict on the score",
+        title=f"paired differences, {way}{together}: mean [95 % bootstrap interval], points",
+    )
+    names = list(result.facts)
+    for control in result.control_names:
+        score = result.difference(control, way, names, comparison.score)
+        accuracy = result.difference(control, way, names, comparison.test_accuracy)
+        table.add_row(control, f"{score:.2f}", f"{accuracy:.2f}", score.verdict)
+    return table

@@ -1,0 +1,42 @@
+"""`esper-ray evaluate`: plays a checkpoint's policy on held-out hosts and says what came of it."""
+
+import warnings
+from collections import Counter
+
+from esper_ray.cli.display import make_display
+from esper_ray.cli.summary import drawn_host, timeline
+from esper_ray.orchestration.config import EvaluateConfig
+from esper_ray.orchestration.evaluate import EvaluationResult, evaluate_checkpoint
+
+
+def run_evaluate(config: EvaluateConfig) -> int:
+    """Evaluates, prints the summary, and returns the exit code."""
+    warnings.filterwarnings("ignore")
+    with make_display() as display:
+        result = evaluate_checkpoint(config, display)
+    print("\n".join(_summary(result, config)))
+    return 0
+
+
+def _summary(result: EvaluationResult, config: EvaluateConfig) -> list[str]:
+    means, outcomes = result.means, result.outcomes
+    kept = Counter(outcome.kept_blueprint or "nothing" for outcome in outcomes)
+    way = "greedy" if config.greedy else "sampled"
+    lines = [
+        "",
+        f"{len(outcomes)} held-out hosts, {way}, after {result.facts.iteration} iterations: kept test accuracy "
+        f"{means['kept_test_accuracy']:.1f} %, kept validation accuracy {means['kept_val_accuracy']:.1f} %.",
+        f"Score of record: {means['score']:.1f}. Parameters added, on average: {means['added_parameters']:,.0f}. "
+        f"Kept: {', '.join(f'{name} {count}' for name, count in kept.most_common())}.",
+    ]
+    if config.timelines:
+        lines += [
+            "Stages epoch by epoch (. empty, G germinated, T training, B blending, S shadowing, P probationary,",
+            "F fossilized, C culled, e embargoed), kept test accuracy, what was kept:",
+        ]
+    for outcome in outcomes[: config.timelines]:
+        lines.append(
+            f"  {timeline(outcome.stages)}  {outcome.kept_test_accuracy:5.1f} %  {outcome.kept_blueprint or 'nothing'}"
+            f"{drawn_host(outcome)}"
+        )
+    return [*lines, f"Written to {result.file}", f"Next: esper-ray compare {config.checkpoint}"]

@@ -1,0 +1,168 @@
+"""What a checkpoint says of itself, and whether it can be trusted with the present task, actions and version."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+
+from esper_ray import __version__
+from esper_ray.errors import CheckpointError
+from esper_ray.orchestration.tickets import assign, held_out_seeds
+from esper_ray.tasks import TaskSpec
+
+_FACTS = "esper_ray.json"
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What a checkpoint was trained on, and how far.
+
+    Attributes:
+        versions: of this package and of Ray, which wrote it.
+        task: every setting of the task.
+        actions, observation: names, in order.
+        seed, runners, episodes_per_iteration, host_pool: what the training seeds follow from.
+        iteration: learner updates so far.
+        host_epochs: trained for it so far, without evaluations.
+        plugins: modules that it needs.
+        files: file → SHA-256.
+    """
+
+    versions: dict[str, str]
+    task: dict[str, Any]
+    actions: tuple[str, ...]
+    observation: tuple[str, ...]
+    seed: int
+    runners: int
+    episodes_per_iteration: int
+    host_pool: int | None
+    iteration: int
+    host_epochs: int
+    plugins: tuple[str, ...]
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """A short name of the content: equal files, equal name."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()[:12]
+
+    def task_spec(self) -> TaskSpec:
+        """Returns the task.
+
+        Raises:
+            CheckpointError: this version of the package cannot read it.
+        """
+        try:
+            return TaskSpec.model_validate(self.task)
+        except (ValidationError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint's task cannot be read by this version: {error}") from error
+
+    def training_seeds(self) -> list[int]:
+        """Returns the host seeds that the policy was trained on, in order, each once."""
+        rounds = (
+            assign(self.episodes_per_iteration, self.runners, number, self.seed, self.host_pool)
+            for number in range(self.iteration)
+        )
+        return list(dict.fromkeys(ticket.episode_seed for tickets in rounds for ticket in tickets))
+
+
+def present_versions() -> dict[str, str]:
+    """Returns the versions that decide whether a checkpoint can be read."""
+    return {"esper_ray": __version__, "ray": ray.__version__}
+
+
+def write_facts(folder: Path, facts: CheckpointFacts) -> None:
+    """Adds the facts, with a digest of every file, to a checkpoint that has just been written."""
+    files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    values = asdict(facts) | {"files": files}
+    (folder / _FACTS).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def read_facts(folder: Path) -> CheckpointFacts:
+    """Returns what a checkpoint says of itself, after checking that every file is as it was written.
+
+    Raises:
+        CheckpointError: it is no checkpoint, was written by another version, or is damaged.
+    """
+    path = folder / _FACTS
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no checkpoint: there is no such folder; name one of RUN/checkpoints")
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} is no checkpoint of this version of esper_ray: it has no {_FACTS}; name one of RUN/checkpoints"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {_FACTS}: {error}; take another one") from None
+    versions = values.get("versions", {}) if isinstance(values, dict) else {}
+    for name, present in present_versions().items():
+        if versions.get(name) != present:
+            raise CheckpointError(
+                f"the checkpoint {folder} was written with {name} {versions.get(name, 'unknown')}, this is {present}: "
+                "evaluate it with the version that wrote it, or train again"
+            )
+    try:
+        facts = CheckpointFacts(
+            **{**values, **{name: tuple(values[name]) for name in ("actions", "observation", "plugins")}}
+        )
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {_FACTS}: {error}; take another one") from None
+    for name, digest in facts.files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"the checkpoint {folder} is damaged: {name} is missing; take another one")
+        if _digest(file) != digest:
+            raise CheckpointError(
+                f"the checkpoint {folder} is damaged: {name} is not as it was written; take another one"
+            )
+    return facts
+
+
+def require_same_task(facts: CheckpointFacts, task: str | None) -> None:
+    """Refuses a checkpoint of another task than the one that was asked for.
+
+    Raises:
+        CheckpointError: it names both.
+    """
+    if task is not None and facts.task.get("name") != task:
+        raise CheckpointError(f"the checkpoint was trained on task {facts.task.get('name')}, not on --task {task}")
+
+
+def require_same_spaces(facts: CheckpointFacts, actions: Sequence[str], observation: Sequence[str]) -> None:
+    """Refuses a checkpoint whose actions or observation are not the present ones.
+
+    Raises:
+        CheckpointError: it names what differs.
+    """
+    for kind, then, now in (("actions", facts.actions, actions), ("observation", facts.observation, observation)):
+        if tuple(then) == tuple(now):
+            continue
+        gone, new = [n for n in then if n not in now], [n for n in now if n not in then]
+        parts = [f"it has {', '.join(gone)}"] * bool(gone) + [f"here there is {', '.join(new)}"] * bool(new)
+        raise CheckpointError(
+            f"the checkpoint's {kind} differ from the present ones: {'; '.join(parts) or 'they have another order'}; "
+            "load the plugins that it was trained with, and no others"
+        )
+
+
+def require_held_out(facts: CheckpointFacts, seeds: Sequence[int]) -> None:
+    """Asserts that no training episode of the checkpoint had one of these host seeds."""
+    shared = set(seeds) & set(facts.training_seeds())
+    assert not shared, f"held-out seeds must not occur in training: {sorted(shared)[:3]}"
+
+
+def held_out(facts: CheckpointFacts, count: int) -> list[int]:
+    """Returns `count` held-out host seeds, which the checkpoint's training did not have."""
+    seeds = held_out_seeds(count)
+    require_held_out(facts, seeds)
+    return seeds
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

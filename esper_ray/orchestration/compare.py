@@ -1,0 +1,273 @@
+"""Learned policies against simple controls, all on the same held-out hosts."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esper_ray.episode import ActionTable, Policy
+from esper_ray.errors import CheckpointError
+from esper_ray.orchestration import comparison
+from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.checkpoint import CheckpointFacts, held_out
+from esper_ray.orchestration.comparison import Difference, paired_difference
+from esper_ray.orchestration.config import CompareConfig
+from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing
+from esper_ray.orchestration.evaluate import (
+    held_out_folder,
+    opened,
+    policy_name,
+    require_playable,
+    store_settings,
+    with_plugins,
+)
+from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
+from esper_ray.orchestration.run_folder import write_json
+from esper_ray.orchestration.schedule_search import FoundSchedule, search_schedule
+from esper_ray.policies import HeuristicPolicy, RandomPolicy, WaitPolicy
+
+_FILE = "comparison.json"
+WAYS = ("sampled", "greedy")
+
+
+@dataclass(frozen=True)
+class Played:
+    """One policy's outcomes on the held-out hosts, and the host epochs that it took to get the policy."""
+
+    outcomes: list[Outcome]
+    host_epochs: int = 0
+
+
+@dataclass
+class Comparison:
+    """What the episodes came to.
+
+    Attributes:
+        facts: of each checkpoint, by its folder.
+        learned: (checkpoint, "sampled" or "greedy") → its episodes.
+        controls: control → its episodes.
+        static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
+        schedule: what the search found, if it was asked for.
+        file: where the numbers were written.
+    """
+
+    plan: RunPlan
+    seeds: list[int]
+    facts: dict[str, CheckpointFacts]
+    learned: dict[tuple[str, str], Played]
+    controls: dict[str, Played]
+    static: dict[tuple[str, str], Played]
+    schedule: FoundSchedule | None
+    file: Path
+    seconds: float = 0.0
+
+    @property
+    def control_names(self) -> list[str]:
+        """The controls, in the order in which they are reported."""
+        return [*self.controls, *(["static-final"] if self.static else [])]
+
+    def difference(self, control: str, way: str, checkpoints: Sequence[str], measure: Any) -> Difference:
+        """Returns learned − control, paired by host; over several checkpoints each host counts with their mean.
+
+        Args:
+            way: "sampled" or "greedy".
+            measure: `comparison.score` or `comparison.test_accuracy`.
+        """
+        ours = comparison.over_training_seeds([measure(self.learned[c, way].outcomes) for c in checkpoints])
+        if control == "static-final":
+            played = [self.static[c, way] for c in checkpoints]
+            return paired_difference(ours, comparison.over_training_seeds([measure(p.outcomes) for p in played]))
+        return paired_difference(ours, measure(self.controls[control].outcomes))
+
+    def differences(self, way: str, checkpoints: Sequence[str]) -> dict[str, Difference]:
+        """Returns control → difference in the score of record."""
+        return {name: self.difference(name, way, checkpoints, comparison.score) for name in self.control_names}
+
+    def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
+        """Returns in a sentence what the checkpoints' scores of record say."""
+        return comparison.verdict(self.differences(way, checkpoints), len(self.seeds), way)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
+        everyone = list(self.facts)
+        found = {
+            "task": self.plan.task.name,
+            "episodes": len(self.seeds),
+            "rent": self.plan.task.reward.rent,
+            **self._section(everyone),
+            "policies": self._policies(),
+            "schedule": self._schedule(),
+            "seeds": self.seeds,
+            "seconds": self.seconds,
+        }
+        return found | {"checkpoints": {name: self._section([name]) for name in everyone}}
+
+    def _section(self, checkpoints: list[str]) -> dict[str, Any]:
+        controls: dict[str, Any] = {}
+        for name in self.control_names:
+            ways = {}
+            for way in WAYS:
+                score = self.difference(name, way, checkpoints, comparison.score)
+                accuracy = self.difference(name, way, checkpoints, comparison.test_accuracy)
+                ways[way] = {
+                    "difference": score.as_dict(),
+                    "verdict": score.verdict,
+                    "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
+                }
+            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
+        return {"verdict": self.verdict(checkpoints), "controls": controls}
+
+    def _policies(self) -> list[dict[str, Any]]:
+        rows = [
+            {"policy": way, "checkpoint": name} | _row(played) for (name, way), played in sorted(self.learned.items())
+        ]
+        rows += [{"policy": control} | _row(played) for control, played in self.controls.items()]
+        rows += [
+            {"policy": f"static-final of {way}", "checkpoint": name} | _row(played)
+            for (name, way), played in sorted(self.static.items())
+        ]
+        return rows
+
+    def _schedule(self) -> dict[str, Any] | None:
+        if self.schedule is None:
+            return None
+        found = self.schedule
+        return {**vars(found.schedule), **{key: value for key, value in vars(found).items() if key != "schedule"}}
+
+
+def _row(played: Played) -> dict[str, Any]:
+    return comparison.means(played.outcomes) | {"host_epochs_spent": played.host_epochs}
+
+
+def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
+    """Plays what is missing and compares. Ended early, the same command goes on where it was.
+
+    Raises:
+        CheckpointError: a checkpoint is damaged, or of another task, action space or version than the first.
+        ConfigurationError: a control is unknown.
+        EsperError: as `started_run`.
+    """
+    started = time.monotonic()
+    wanted, rounds = config.control_names(), config.search_seed_counts()
+    facts = {str(path): opened(path, config)[0] for path in config.checkpoints}
+    first = facts[str(config.checkpoints[0])]
+    _require_one_setting(facts)
+    task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
+    seeds = _held_out_of_all(facts, config.episodes)
+    training_seeds = first.training_seeds()
+    with (
+        EpisodeStore(out, store_settings(first)) as store,
+        started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board),
+    ):
+        observer.on_start(plan, board)
+        for checkpoint in facts.values():
+            require_playable(checkpoint, plan)
+        table = _Table(store, algorithm, plan, seeds, observer)
+        controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}
+        schedule = None
+        if "schedule" in wanted:
+            schedule = _search(table, training_seeds, rounds)
+            policy = schedule.schedule.policy(table.actions)
+            outcomes = table.play(f"schedule: {schedule.schedule}", policy)
+            controls["schedule"] = Played(outcomes, schedule.episodes * task.max_epochs)
+        learned, static = {}, {}
+        for name, checkpoint in facts.items():
+            for way in WAYS:
+                learned_policy = LearnedPolicy.from_checkpoint(Path(name), greedy=way == "greedy")
+                outcomes = table.play(policy_name(checkpoint, way == "greedy"), learned_policy)
+                learned[name, way] = Played(outcomes, checkpoint.host_epochs)
+                if "static-final" in wanted:
+                    static[name, way] = Played(table.play_static(outcomes), checkpoint.host_epochs)
+        board.close()
+        result = Comparison(plan, seeds, facts, learned, controls, static, schedule, out / _FILE)
+        result.seconds = time.monotonic() - started
+        write_json(result.file, result.as_dict())
+    return result
+
+
+class _Table:
+    """Plays policies on the held-out hosts, as far as the store lacks them."""
+
+    def __init__(
+        self, store: EpisodeStore, algorithm: EpisodePPO, plan: RunPlan, seeds: Sequence[int], observer: RunObserver
+    ) -> None:
+        self.store = store
+        self.algorithm = algorithm
+        self.plan = plan
+        self.actions = ActionTable.from_names(plan.action_names)
+        self.observer = observer
+        self._seeds = seeds
+
+    def play(self, name: str, policy: Policy) -> list[Outcome]:
+        return play_missing(
+            self.store,
+            self.algorithm,
+            name,
+            policy,
+            self._seeds,
+            on_episode=lambda done, total: self.observer.on_scripted(name, done, total),
+        )
+
+    def play_static(self, grown: Sequence[Outcome]) -> list[Outcome]:
+        """Plays each host with the seed that another episode kept on it, trained from the first epoch on."""
+        found: dict[int, Outcome] = {}
+        blueprints = [outcome.kept_blueprint for outcome in grown]
+        for blueprint in sorted({str(name) for name in blueprints}):
+            chosen = [s for s, b in zip(self._seeds, blueprints, strict=True) if str(b) == blueprint]
+            start = None if blueprint == str(None) else blueprint
+            name = "wait" if start is None else f"static: {blueprint}"
+            outcomes = play_missing(
+                self.store,
+                self.algorithm,
+                name,
+                WaitPolicy(),
+                chosen,
+                grown=[start] * len(chosen),
+                on_episode=lambda done, total, name=name: self.observer.on_scripted(name, done, total),  # type: ignore[misc]
+            )
+            found |= dict(zip(chosen, outcomes, strict=True))
+        return [found[seed] for seed in self._seeds]
+
+
+def _scripted(plan: RunPlan, wanted: Sequence[str]) -> dict[str, Policy]:
+    actions = ActionTable.from_names(plan.action_names)
+    policies: dict[str, Policy] = {
+        "wait": WaitPolicy(),
+        "random": RandomPolicy(),
+        "heuristic": HeuristicPolicy.of(plan.task, actions),
+    }
+    return {name: policy for name, policy in policies.items() if name in wanted}
+
+
+def _search(table: _Table, training_seeds: Sequence[int], rounds: Sequence[int]) -> FoundSchedule:
+    return search_schedule(
+        table.store,
+        table.algorithm,
+        table.plan.task,
+        table.actions,
+        training_seeds,
+        rounds,
+        lambda done, total: table.observer.on_scripted("schedule search", done, total),
+    )
+
+
+def _held_out_of_all(facts: dict[str, CheckpointFacts], count: int) -> list[int]:
+    (seeds, *_) = [held_out(checkpoint, count) for checkpoint in facts.values()]
+    return seeds
+
+
+def _require_one_setting(facts: dict[str, CheckpointFacts]) -> None:
+    """Refuses checkpoints whose episodes cannot be compared.
+
+    Raises:
+        CheckpointError: it names the first difference.
+    """
+    (first_name, first), *others = facts.items()
+    for name, other in others:
+        theirs, ours = store_settings(other), store_settings(first)
+        differing = [key for key in ours if ours[key] != theirs[key]]
+        differing += [f"task.{key}" for key in ours["task"] if ours["task"][key] != theirs["task"].get(key)]
+        if differing:
+            raise CheckpointError(f"{name} and {first_name} differ in {', '.join(differing)}: compare them one by one")
