@@ -9,6 +9,7 @@ from typing import Any
 from ray.rllib.env.env_context import EnvContext
 
 from esper_ray.orchestration.env_runner import ActorEnv
+from esper_ray.orchestration.tickets import Ticket, held_out_seeds
 
 
 class SlowEnv(ActorEnv):
@@ -41,3 +42,13 @@ class DyingEnv(ActorEnv):
             self._marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step(action)
+
+
+class HeldOutEnv(ActorEnv):
+    """An environment that plays the held-out hosts one after the other, whoever runs it."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._played = getattr(self, "_played", -1) + 1
+        seed = held_out_seeds(self._played + 1)[-1]
+        self.ticket = Ticket(1, self._played, seed, seed)
+        return super().reset(**kwargs)

@@ -14,7 +14,7 @@ from torch import nn
 
 from esper_ray.data.cache import cache_folder
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
-from esper_ray.episode.beginnings import HostCache
+from esper_ray.episode.beginnings import Beginning, HostCache
 from esper_ray.episode.host_run import HostRun
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.tickets import assign, held_out_seeds, spread
@@ -38,6 +38,12 @@ CULLED = [*["WAIT"] * 3, "GERMINATE_CONV_LIGHT", *["WAIT"] * 3, "CULL", *["WAIT"
 
 def make_task(case: str, **overrides: Any) -> TaskSpec:
     return (make_fast_text_task if case == "text" else make_fast_task)(**CASES[case], **overrides)
+
+
+def make_task_that_learns(case: str, **overrides: Any) -> TaskSpec:
+    """The task of a case with more batches an epoch, so that its loss falls from the first epoch on."""
+    quick = {"data__batch_size": 16, "data__train_samples": 400, "host__base_channels": 8}
+    return make_fast_task(**{**CASES[case], **quick, **overrides})
 
 
 def play(case: str, env: MorphogenesisEnv, seed: int = SEED) -> EpisodeRecord:
@@ -114,6 +120,26 @@ def test_another_task_has_beginnings_of_its_own_and_another_reward_the_same(kept
     assert [taken_over(host_optimizer__lr=0.03), len(list(kept.iterdir()))] == [0, 2]
 
 
+@pytest.mark.parametrize("typical", [0.5, 0.002])
+@pytest.mark.parametrize("case", ["fossilized", "long_beginning", "no_choice"])
+def test_a_beginning_that_an_episode_of_another_reward_left_changes_no_reward(
+    case: str, typical: float, kept: Any
+) -> None:
+    """The loss that a reward follows moves by its own typical change, not by the one of whoever trained first."""
+    task = make_task_that_learns(case, reward__mode="loss", reward__typical_loss_delta=typical)
+    alone = play(case, MorphogenesisEnv(task))
+    left_by = make_task_that_learns(case, reward__mode="gain", reward__typical_loss_delta=0.03)
+    assert play(case, MorphogenesisEnv(left_by, share_beginnings=True)).taken_over == 0
+    shared = play(case, MorphogenesisEnv(task, share_beginnings=True))
+    assert shared.taken_over >= 3
+    assert numbers(shared) == numbers(alone)
+    again = play(case, MorphogenesisEnv(left_by, share_beginnings=True))
+    assert numbers(again) == numbers(play(case, MorphogenesisEnv(left_by)))
+    assert len(list(kept.iterdir())) == 1
+    kept_rewards = [epoch.reward for epoch in shared.epochs]
+    assert kept_rewards != [epoch.reward for epoch in again.epochs]
+
+
 def test_what_two_want_at_once_is_computed_once(fast_task: TaskSpec) -> None:
     together, computed, found = threading.Barrier(2), [], []
 
@@ -138,6 +164,36 @@ def test_what_failed_is_not_kept(fast_task: TaskSpec) -> None:
     with pytest.raises(ZeroDivisionError):
         host_cache("twins", fast_task).get(1, lambda: 1 / 0)
     assert host_cache("twins", fast_task).get(1, lambda: 2) == (2, False)
+
+
+def test_what_was_cut_off_is_computed_again(fast_task: TaskSpec, kept: Any) -> None:
+    MorphogenesisEnv(fast_task, share_beginnings=True).reset(seed=SEED)
+    cache = host_cache("beginnings", fast_task)
+    (file,) = kept.glob(f"beginnings-*/{SEED}.pickle")
+    whole = file.read_bytes()
+    beginning: Beginning
+    beginning, known = cache.get(SEED, tuple)
+    assert known
+    for length in [*range(0, 400, 7), *range(400, len(whole), 997), len(whole) - 1]:
+        file.write_bytes(whole[:length])
+        assert cache.get(SEED, lambda: beginning) == (beginning, False), length
+        assert file.read_bytes() == whole
+        assert cache.get(SEED, tuple) == (beginning, True)
+    file.write_bytes(whole[: len(whole) // 2])
+    alone, shared = (play("", MorphogenesisEnv(fast_task, share_beginnings=shares)) for shares in (False, True))
+    assert (numbers(shared), shared.taken_over) == (numbers(alone), 0)
+
+
+def test_within_a_beginning_that_is_taken_over_there_is_no_state(fast_task: TaskSpec) -> None:
+    env = MorphogenesisEnv(fast_task, share_beginnings=True)
+    env.reset(seed=SEED)
+    for _ in range(3):
+        with pytest.raises(AssertionError, match="there is no host yet"):
+            env.run.state()
+        env.step(0)
+    other = HostRun(fast_task, load_task_data(fast_task), "cpu", SEED)
+    other.restore(env.run.state())
+    assert (other.epoch, other.train_epoch()) == (3, env.run.train_epoch())
 
 
 def test_a_run_goes_on_from_its_state_as_if_it_had_never_stopped() -> None:

@@ -272,7 +272,7 @@ def test_an_episode_too_short_for_any_seed_is_refused() -> None:
         ("name", "mine", "unknown task setting 'name'"),
         ("lifecycle.blending_steps", 0, "greater than or equal to 1"),
         ("seed_optimizer.kind", "adamw", "must be of one kind"),
-        ("reward.mode", "fame", "Input should be 'gain'"),
+        ("reward.mode", "fame", "Input should be 'contribution', 'gain', 'loss', 'sparse' or 'paired'"),
     ],
 )
 def test_a_wrong_task_setting_is_refused_in_one_line(key: str, value: object, message: str) -> None:

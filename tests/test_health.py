@@ -28,7 +28,9 @@ def module() -> MaskedPPOTorchRLModule:
     )
 
 
-def rollout(masks: list[list[int]], rewards: list[float] | None = None) -> SingleAgentEpisode:
+def rollout(
+    masks: list[list[int]], rewards: list[float] | None = None, terminated: bool = True, truncated: bool = False
+) -> SingleAgentEpisode:
     """An episode with these masks that takes the last legal action each time."""
     observations = [
         {"observations": RNG.uniform(-1, 1, 5).astype(np.float32), "action_mask": np.array(mask, dtype=np.int8)}
@@ -40,7 +42,8 @@ def rollout(masks: list[list[int]], rewards: list[float] | None = None) -> Singl
         action_space=gym.spaces.Discrete(4),
         actions=[int(np.flatnonzero(mask)[-1]) for mask in masks],
         rewards=rewards or RNG.normal(size=len(masks)).tolist(),
-        terminated=True,
+        terminated=terminated,
+        truncated=truncated,
         len_lookback_buffer=0,
     ).to_numpy()
 
@@ -73,13 +76,18 @@ def lambda_returns(rewards: list[float], values: list[float], gamma: float, lam:
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("terminated", [True, False])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (0.99, 0.0), (0.9, 1.0)])
-def test_value_targets_are_mixtures_of_n_step_returns(gamma: float, lam: float, terminated: bool) -> None:
-    rewards, values = RNG.normal(size=7), RNG.normal(size=8).astype(np.float32)
-    after_the_end = [0.0] if terminated else [float(values[-1])]
-    expected = lambda_returns(rewards.tolist(), [*values[:-1].tolist(), *after_the_end], gamma, lam)
-    assert value_targets(rewards, values, gamma, lam, terminated) == pytest.approx(expected)
+def test_value_targets_are_mixtures_of_n_step_returns(gamma: float, lam: float) -> None:
+    for steps in (1, 2, 7):
+        rewards, values = RNG.normal(size=steps), RNG.normal(size=steps).astype(np.float32)
+        expected = lambda_returns(rewards.tolist(), [*values.tolist(), 0.0], gamma, lam)
+        assert value_targets(rewards, values, gamma, lam) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+def test_an_episode_that_did_not_terminate_is_refused(module: MaskedPPOTorchRLModule, truncated: bool) -> None:
+    with pytest.raises(AssertionError, match="would need its last value"):
+        watch(module, rollout(MASKS), rollout(MASKS, terminated=False, truncated=truncated))
 
 
 def test_explained_variance_is_one_for_the_truth_and_nothing_for_the_mean() -> None:

@@ -18,7 +18,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv
+from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings
 from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
@@ -48,7 +48,7 @@ def build(
     sample_timeout_s: float | None = None,
 ) -> EpisodePPO:
     config = build_config(
-        TASK,
+        ActorSettings(TASK),
         PPOSettings(minibatch_size=32, update_epochs=2),
         Placement(runners, 1, 0.0),
         iterations=4,
@@ -93,7 +93,11 @@ def test_tickets_are_shared_evenly_and_never_given_twice() -> None:
     assert len({ticket.episode_seed for ticket in together}) == 28
     assert [sum(ticket.runner == runner for ticket in rounds[0]) for runner in (1, 2, 3)] == [3, 2, 2]
     assert assign(7, 3, 2, base_seed=1) == rounds[2]
-    assert Ticket(1, 0, base_seed=2).episode_seed != Ticket(1, 0, base_seed=1).episode_seed
+    others = {ticket.episode_seed for number in range(4) for ticket in assign(7, 3, number, base_seed=2)}
+    assert not others & {ticket.episode_seed for ticket in together}
+    assert all(
+        ticket == Ticket(ticket.runner, ticket.number, ticket.episode_seed, ticket.episode_seed) for ticket in together
+    )
 
 
 def test_exactly_the_episodes_asked_for_are_played_even_if_they_do_not_divide(cluster: None) -> None:

@@ -11,19 +11,26 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any, get_args
 
 import pytest
+from conftest import make_fast_task
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from esper_ray.episode import EpisodeRecord, MorphogenesisEnv, run_ppo_episode
 from esper_ray.episode.actions import Decision
 from esper_ray.episode.rewards import (
     REWARD_MODES,
     Moment,
     RewardInput,
     attributed_accuracy,
+    followed_loss,
     growth_doublings,
     reward_components,
     score_of_record,
     stage_potential,
 )
 from esper_ray.lifecycle import ACTIVE_STAGES, SeedStage
+from esper_ray.policies import RandomPolicy
 from esper_ray.tasks import RewardSettings
 from esper_ray.tasks.settings import RewardMode
 
@@ -60,15 +67,21 @@ def episode(
     without_seed: tuple[float, float] = (60.0, 2.0),
     twin: Sequence[float] = HOST,
     rolled_back: int | None = None,
+    typical_loss_delta: float = 0.1,
 ) -> list[RewardInput]:
     """The steps of an episode. A decision is what its change of stage asks for, unless that epoch was rolled back."""
     moments: list[Moment] = []
-    base = 0.0
+    base = best_kept = 0.0
+    followed = best_loss = UNIFORM_LOSS
+    counts = settings("loss", typical_loss_delta=typical_loss_delta)
     for i, stage in enumerate(STAGES[letter] for letter in stages):
         last = moments[-1] if moments else Moment()
         seed = stage == S.FOSSILIZED or stage in ACTIVE_STAGES
-        base = accuracy[i - 1] if seed and not last.seed_parameters else base
+        base = best_kept if seed and not last.seed_parameters else base
         measured = contribution if seed and stage != S.TRAINING else None
+        best_kept = max(best_kept, accuracy[i] - (0.0 if stage == S.FOSSILIZED else measured or 0.0))
+        followed = followed_loss(followed, loss[i], counts) if i else followed
+        best_loss = min(best_loss, followed)
         moment = Moment(
             stage=stage,
             epochs_in_stage=last.epochs_in_stage + 1 if stage == last.stage else 0,
@@ -77,8 +90,8 @@ def episode(
             seed_parameters=PARAMETERS if seed else 0,
             accuracy=accuracy[i],
             twin_accuracy=twin[i],
-            loss=loss[i],
-            best_loss=min(loss[: i + 1]),
+            loss=followed,
+            best_loss=best_loss,
         )
         moments.append(moment)
     dropped = moments[-1].stage in ACTIVE_STAGES
@@ -114,12 +127,6 @@ def component(steps: list[RewardInput], mode: str, name: str, **given: Any) -> f
 
 def earned(steps: list[RewardInput], mode: str, **given: Any) -> float:
     return sum(sum(reward_components(step, settings(mode, **given)).values()) for step in steps)
-
-
-def honest_modes_but(**exploitable: str) -> Any:
-    """Every mode but `contribution`; one that is known to pay for nothing here says why, and the mark is strict."""
-    marks = {mode: pytest.mark.xfail(strict=True, reason=why) for mode, why in exploitable.items()}
-    return pytest.mark.parametrize("mode", [pytest.param(m, marks=marks[m]) if m in marks else m for m in HONEST])
 
 
 # --- what the modes have in common --------------------------------------------------------------------------------
@@ -239,24 +246,84 @@ def test_the_payments_of_gain_add_up_to_what_was_kept() -> None:
     assert component(episode(NEVER, HELPED), "gain", "kept_accuracy") == pytest.approx(0.05 * 60.0)
 
 
-def loss_step(best: float, before: float, after: float, decision: Decision = Decision.WAIT) -> float:
-    moments = (Moment(loss=before, best_loss=best), Moment(loss=after, best_loss=min(best, after)))
-    step = RewardInput(moments[0], decision, moments[1], False, False, 0.0, after, UNIFORM_LOSS, 0, PARAMETERS)
-    return reward_components(step, settings("loss"))["loss"]
+def loss_step(
+    best: float, before: float, after: float, decision: Decision = Decision.WAIT, kept: float | None = None
+) -> dict[str, float]:
+    """What a step pays whose loss is measured as `after`; with `kept`, on the final step, as what is kept."""
+    followed = followed_loss(before, after, settings("loss"))
+    moments = (Moment(loss=before, best_loss=best), Moment(loss=followed, best_loss=min(best, followed)))
+    is_final, kept_loss = kept is not None, after if kept is None else kept
+    step = RewardInput(moments[0], decision, moments[1], False, is_final, 0.0, kept_loss, UNIFORM_LOSS, 0, PARAMETERS)
+    return reward_components(step, settings("loss"))
+
+
+def test_a_loss_is_followed_by_five_typical_changes_an_epoch_at_most() -> None:
+    for before, loss, followed in (
+        (2.0, 1.9, 1.9),
+        (2.0, 2.3, 2.3),
+        (2.0, 1.0, 1.5),
+        (2.0, 9.0, 2.5),
+        (2.0, math.inf, 2.5),
+    ):
+        assert followed_loss(before, loss, settings("loss")) == pytest.approx(followed)
+    assert followed_loss(2.0, 1.0, settings("loss", typical_loss_delta=0.01)) == pytest.approx(1.95)
 
 
 def test_loss_pays_improvements_in_typical_ones_and_regressions_cost_half() -> None:
-    assert loss_step(2.0, 2.0, 1.9) == pytest.approx(5.0)
-    assert loss_step(2.0, 2.0, 1.0) == pytest.approx(25.0), "five typical ones an epoch at most"
-    assert loss_step(1.9, 1.9, 2.0) == pytest.approx(-2.5)
-    assert loss_step(1.0, 1.0, 9.0) == pytest.approx(-12.5)
-    assert loss_step(1.9, 2.0, 1.9) == pytest.approx(2.5), "the way back pays what the rise had cost"
-    assert loss_step(1.9, 2.0, 1.8) == pytest.approx(2.5 + 5.0)
+    for best, before, after, paid in (
+        (2.0, 2.0, 1.9, 5.0),
+        (2.0, 2.0, 1.0, 25.0),
+        (1.9, 1.9, 2.0, -2.5),
+        (1.0, 1.0, 9.0, -12.5),
+        (1.9, 2.0, 1.9, 2.5),
+        (1.9, 2.0, 1.8, 2.5 + 5.0),
+    ):
+        for decision in Decision:
+            components = loss_step(best, before, after, decision)
+            assert components["loss"] == pytest.approx(paid), (best, before, after)
+            assert components["settled"] == 0.0
 
 
-def test_loss_takes_the_rise_after_a_cull_in_full() -> None:
-    assert loss_step(2.0, 2.0, 3.0, Decision.CULL) == pytest.approx(-50.0)
-    assert loss_step(1.0, 1.5, 1.4, Decision.CULL) == loss_step(1.0, 1.5, 1.4)
+def test_on_the_final_step_loss_counts_what_is_kept_in_full_and_charges_the_other_half_of_what_is_left() -> None:
+    for best, before, kept, paid, settled in (
+        (2.0, 2.0, 1.0, 50.0, 0.0),
+        (1.0, 1.0, 3.0, -50.0, -50.0),
+        (1.0, 1.2, 1.2, 0.0, -5.0),
+        (1.0, 1.2, 1.1, 2.5, -2.5),
+        (1.0, 1.2, 0.9, 5.0 + 5.0, 0.0),
+    ):
+        components = loss_step(best, before, after=0.3, kept=kept)
+        assert components["loss"] == pytest.approx(paid), (best, before, kept)
+        assert components["settled"] == pytest.approx(settled), (best, before, kept)
+
+
+LOSSES = st.one_of(st.floats(0.0, 6.0), st.floats(0.0, 1e4))
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(
+    course=st.lists(st.tuples(st.sampled_from(sorted(STAGES)), LOSSES), min_size=2, max_size=30),
+    without_seed=LOSSES,
+    typical=st.floats(1e-3, 10.0),
+    weight=st.floats(0.1, 10.0),
+)
+def test_loss_adds_up_to_the_way_from_a_uniform_guess_to_what_is_kept_whatever_happened_in_between(
+    course: list[tuple[str, float]], without_seed: float, typical: float, weight: float
+) -> None:
+    stages, losses = "".join(stage for stage, _ in course), [loss for _, loss in course]
+    steps = episode(
+        stages,
+        [0.0] * len(losses),
+        losses,
+        without_seed=(0.0, without_seed),
+        twin=[0.0] * len(losses),
+        typical_loss_delta=typical,
+    )
+    kept = without_seed if STAGES[stages[-1]] in ACTIVE_STAGES else losses[-1]
+    paid = sum(
+        component(steps, "loss", name, typical_loss_delta=typical, loss_weight=weight) for name in ("loss", "settled")
+    )
+    assert paid == pytest.approx(weight * (UNIFORM_LOSS - kept) / typical, rel=1e-6, abs=1e-6 * weight / typical)
 
 
 def test_loss_settles_the_way_to_the_target_the_rent_and_what_is_dropped_at_the_end() -> None:
@@ -265,8 +332,11 @@ def test_loss_settles_the_way_to_the_target_the_rent_and_what_is_dropped_at_the_
     kept, dropped = episode(EARLY, HELPED, HELPED_LOSS), episode(NEVER, HELPED, HELPED_LOSS)
     assert component(kept, "loss", "target") == pytest.approx(5.0 * 0.9)
     assert component(dropped, "loss", "target") == pytest.approx(5.0 * 0.5)
-    assert component(kept, "loss", "dropped") == 0.0
-    assert component(dropped, "loss", "dropped") == pytest.approx(-5.0 * 8)
+    assert component(kept, "loss", "settled") == 0.0
+    assert component(kept, "loss", "loss") == pytest.approx(5.0 * 18)
+    assert component(dropped, "loss", "settled") == pytest.approx(-5.0 * 8 / 2)
+    assert component(dropped[-1:], "loss", "loss") == pytest.approx(-5.0 * 8 / 2)
+    assert component(dropped[:-1], "loss", "loss") == pytest.approx(5.0 * 18)
     assert component(kept, "loss", "rent", rent=2.0) == pytest.approx(-5.0 * 2.0)
     assert component(dropped, "loss", "rent") == 0.0
 
@@ -300,9 +370,20 @@ def test_a_seed_that_adds_nothing_is_not_paid_for_the_host_s_own_progress(mode: 
     assert earned(episode(DRIFT, contribution=0.0), mode, rent=0.0) <= earned(episode(WAITING), mode)
 
 
-@honest_modes_but(gain="host drift is paid where the host comes to depend on the seed")
+@pytest.mark.parametrize("mode", [mode for mode in HONEST if mode != "gain"])
 def test_a_seed_that_the_host_only_comes_to_depend_on_is_not_paid_for_the_host_s_own_progress(mode: str) -> None:
     assert earned(episode(DRIFT, contribution=30.0), mode, rent=0.0) <= earned(episode(WAITING), mode)
+
+
+def test_gain_still_pays_for_the_host_s_own_progress_up_to_what_the_host_comes_to_depend_on_the_seed_for() -> None:
+    """Its known weakness: the lesser of contribution and progress since germination, at the weight of a true gain."""
+    waiting = earned(episode(WAITING), "gain")
+    for depends, paid in ((30.0, 30.0), (48.0, 48.0), (90.0, 60.0 - 12.0)):
+        drift = episode(DRIFT, contribution=depends)
+        assert component(drift, "gain", "attributed") == pytest.approx(3.0 * paid)
+        assert earned(drift, "gain", rent=0.0) - waiting == pytest.approx(3.0 * paid - 0.02 - 0.01)
+    dropped = episode(DRIFT.replace("F", "P"), contribution=30.0)
+    assert earned(dropped, "gain") <= waiting, "unless the seed is kept, it is all given back"
 
 
 @every_honest_mode
@@ -328,25 +409,25 @@ def test_germinating_and_culling_over_and_over_earns_no_more_than_waiting(mode: 
         assert earned(helpful_or_harmful, mode) <= earned(episode(WAITING), mode)
 
 
-@honest_modes_but(loss="a new lowest loss is paid in full; to lose it again under a live seed costs half")
+@every_honest_mode
 def test_a_seed_that_is_culled_once_its_gain_has_faded_earns_no_more_than_waiting(mode: str) -> None:
     assert earned(churning([70.0, 60.0], [1.6, 2.0]), mode) <= earned(episode(WAITING), mode)
 
 
-@honest_modes_but(loss="at the end a seed gives back what it holds then, not what it was paid before")
+@every_honest_mode
 def test_a_seed_that_is_dropped_after_a_worse_last_epoch_earns_no_more_than_waiting(mode: str) -> None:
     steps = episode(NEVER, [*HELPED[:16], 75.0], [*HELPED_LOSS[:16], 1.6])
     assert earned(steps, mode) <= earned(episode(WAITING), mode)
 
 
-@honest_modes_but(gain="progress counts from germination on, here from the bottom of the crash")
+@every_honest_mode
 def test_a_crash_after_a_cull_is_not_paid_for_when_the_host_recovers_around_the_next_seed(mode: str) -> None:
     accuracy = [*HOST[:10], 30.0, 30.0, 40.0, 50.0, 60.0, 60.0, 60.0]
     loss = [*HOST_LOSS[:10], 2.6, 2.6, 2.4, 2.2, 2.0, 2.0, 2.0]
     assert earned(episode("......TTBBE.TBSPF", accuracy, loss), mode) <= earned(episode(WAITING), mode)
 
 
-@honest_modes_but(loss="at most five typical improvements an epoch are paid, so that a slower descent earns more")
+@every_honest_mode
 def test_a_seed_that_only_slows_the_host_down_earns_no_more_than_waiting(mode: str) -> None:
     host, host_loss = [*[0.0] * 5, *[60.0] * 12], [*[3.0] * 5, *[2.0] * 12]
     slowed, slowed_loss = [*host[:5], 30.0, *host[6:]], [*host_loss[:5], 2.5, *host_loss[6:]]
@@ -372,16 +453,79 @@ def test_getting_worse_and_recovering_earns_nothing(mode: str) -> None:
     assert earned(jittering(-1, 0, -4, 0), mode) <= earned(jittering(0, 0, 0, 0), mode) + 1e-9
 
 
-@honest_modes_but(loss="a dip of the loss that is gone again leaves half of its pay, once")
+@every_honest_mode
 def test_getting_better_for_an_epoch_earns_nothing(mode: str) -> None:
     assert earned(jittering(1, 0, 0, 0), mode) <= earned(jittering(0, 0, 0, 0), mode) + 1e-9
 
 
-@honest_modes_but(loss="only CULL and the end take back in full what goes with a seed")
+@every_honest_mode
 def test_a_seed_that_a_rollback_discards_leaves_nothing_but_the_penalty(mode: str) -> None:
     accuracy, loss = [*HELPED[:12], *HOST[12:]], [*HELPED_LOSS[:12], *HOST_LOSS[12:]]
     steps = episode("......TTBBSPE....", accuracy, loss, rolled_back=12)
     assert earned(steps, mode) <= earned(episode(WAITING), mode) - 10.0
+
+
+# --- what a real host run hands over ------------------------------------------------------------------------------
+
+
+def played(mode: str, seed: int, **overrides: Any) -> tuple[EpisodeRecord, RewardSettings, float]:
+    """A random episode, the settings of its reward, and the loss of a uniform guess."""
+    task = make_fast_task(reward__mode=mode, max_epochs=30, decisions__min_cull_age=1, **overrides)
+    return run_ppo_episode(RandomPolicy(), task, seed).record, task.reward, task.uniform_loss
+
+
+def test_gain_counts_the_progress_of_a_seed_from_the_most_that_could_have_been_kept_before_it() -> None:
+    """The first seed is culled once the host has learned around it, so the second one starts from below."""
+    lasting = {"max_epochs": 40, "data__train_samples": 400, "data__batch_size": 16, "host__base_channels": 4}
+    env = MorphogenesisEnv(make_fast_task(reward__mode="gain", **lasting))
+    actions, counts, germinations = env.action_table, env.task.reward, 0
+    observation, _ = env.reset(seed=2)
+    info: dict[str, Any] = {"stage": "DORMANT"}
+    while "episode" not in info:
+        legal, action = observation["action_mask"], 0
+        if legal[actions.germinate("conv_heavy")]:
+            action, germinations = actions.germinate("conv_heavy"), germinations + 1
+        elif info["stage"] == "PROBATIONARY":
+            wanted = actions.cull if germinations == 1 else actions.fossilize
+            action = wanted if legal[wanted] else 0
+        observation, _, _, _, info = env.step(action)
+    record: EpisodeRecord = info["episode"]
+    crash = from_accuracy = best_kept = attributed = 0.0
+    for number, epoch in enumerate(record.epochs, start=1):
+        if epoch.decision.startswith("GERMINATE"):
+            from_accuracy = best_kept
+            crash = max(crash, best_kept - record.epochs[number - 2].val_accuracy)
+        fossilized = epoch.stage_at_end == "FOSSILIZED"
+        before, attributed = attributed, attributed_accuracy(epoch.val_accuracy - from_accuracy, epoch.contribution)
+        best_kept = max(best_kept, epoch.val_accuracy - (0.0 if fossilized else epoch.contribution or 0.0))
+        after = attributed if fossilized or number < len(record.epochs) else 0.0
+        paid = counts.factor * counts.gain_weight * (after - before)
+        assert epoch.reward_components["attributed"] == pytest.approx(paid, abs=1e-9), number
+    assert germinations == 2
+    assert crash > 0
+    assert max(epoch.reward_components["attributed"] for epoch in record.epochs) > 0
+
+
+@pytest.mark.parametrize("overrides", [{}, {"governor__learned_share": 10.0, "governor__guessing_margin": 10.0}])
+@pytest.mark.parametrize("typical", [0.5, 0.002])
+def test_the_payments_of_loss_follow_the_measured_losses_and_add_up_to_what_was_kept(
+    typical: float, overrides: dict[str, Any]
+) -> None:
+    """A loss and its lowest so far pay half each: payments are the falls of their mean."""
+    for seed in range(3):
+        record, counts, uniform = played("loss", seed, reward__typical_loss_delta=typical, **overrides)
+        weight = counts.factor * counts.loss_weight / typical
+        loss = lowest = uniform
+        for number, epoch in enumerate(record.epochs, start=1):
+            mean = (loss + lowest) / 2
+            loss = followed_loss(loss, epoch.val_loss, counts)
+            loss = loss if number < len(record.epochs) else record.kept_val_loss
+            lowest = min(lowest, loss)
+            paid = weight * (mean - (loss + lowest) / 2)
+            assert epoch.reward_components["loss"] == pytest.approx(paid, rel=1e-6, abs=1e-9 * weight), number
+        total = record.reward_components["loss"] + record.reward_components["settled"]
+        assert total == pytest.approx(weight * (uniform - record.kept_val_loss), rel=1e-6, abs=1e-9 * weight)
+        assert bool(record.rollbacks) is bool(overrides)
 
 
 @pytest.mark.parametrize("mode", ["gain", "loss"])

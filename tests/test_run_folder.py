@@ -1,17 +1,18 @@
 """Run folder, metrics, display: what a run writes and shows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import make_fast_task
 from rich.console import Console
 
-from esper_ray.cli.display import LiveDisplay, PlainDisplay
+from esper_ray.cli.display import LiveDisplay, PlainDisplay, plan_line
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.plan import RunPlan
@@ -47,7 +48,7 @@ def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:
         "episodes": 96,
         "episodes_per_second": 2.5,
         **episode_metrics(records, NAMES),
-        "learner": learner_metrics({}),
+        "learner": {**learner_metrics({}), "entropy_share": 0.375, "kl": 0.0123, "explained_variance": None},
     }
 
 
@@ -110,6 +111,12 @@ def test_plain_lines_say_what_runs_and_how_it_goes(
     assert "16 iterations of 32 episodes of 12 epochs, 2 runners on cpu" in first
     assert second == "32 wait-only episodes played"
     assert third.startswith("iteration   3/16  episodes    96")
+    assert "entropy 38%  kl 0.0123  explained variance" in third
+
+
+def test_a_run_in_which_nothing_learns_says_what_plays(plan: RunPlan) -> None:
+    line = plan_line(replace(plan, config=HeuristicConfig()))
+    assert line.startswith("digits: heuristic, 32 episodes of 12 epochs, 2 runners on cpu")
 
 
 def test_the_live_table_shows_hosts_and_learner(plan: RunPlan, records: list[EpisodeRecord]) -> None:
@@ -127,3 +134,4 @@ def test_the_live_table_shows_hosts_and_learner(plan: RunPlan, records: list[Epi
     display.on_iteration(iteration_row(records))
     table = shown()
     assert all(text in table for text in ("7/25", "BLENDING", "61.2 %", "WAIT", "iteration 3/16, 96 episodes"))
+    assert all(text in table for text in ("38%", "0.0123"))

@@ -60,7 +60,7 @@ def test_draws_reach_every_value_and_slot_and_stay_within_the_ranges() -> None:
     depths = {(d.host.options["blocks"], d.host.slot) for d in drawn}
     assert depths == {(1, "block1_post"), (2, "block1_post"), (2, "block2_post")}
     assert {d.host.options["base_channels"] for d in drawn} == {2, 4, 8, 16}
-    ranges = {"lr": (0.01, 0.04), "train_share": (0.125, 0.5), "label_noise": (0.1, 0.3)}
+    ranges = {"lr": (0.01, 0.08), "train_share": (0.15, 0.5), "label_noise": (0.1, 0.3)}
     for name, (low, high) in ranges.items():
         values = [d.host_optimizer.lr if name == "lr" else getattr(d.data, name) for d in drawn]
         tenth = (high - low) / 10
@@ -93,7 +93,7 @@ def epoch(loader: SampleLoader, seed: int = 0) -> tuple[list[int], list[int]]:
 def test_a_part_has_its_share_of_the_samples_and_exactly_its_share_of_wrong_labels(share: float, noise: float) -> None:
     whole = samples()
     before = epoch(whole)
-    part = whole.part(share, noise, seed=3)
+    part = whole.part(share, noise, classes=10, seed=3)
     rows, labels = epoch(part)
     assert len(set(rows)) == len(rows) == part.samples == max(1, round(share * ROWS))
     assert len(part) == -(-part.samples // 7)
@@ -102,9 +102,23 @@ def test_a_part_has_its_share_of_the_samples_and_exactly_its_share_of_wrong_labe
     assert epoch(whole) == before
 
 
+def test_a_wrong_label_is_any_of_the_other_classes_even_of_those_that_no_sample_has() -> None:
+    seen: dict[int, set[int]] = {true: set() for true in range(10)}
+    for seed in range(40):
+        rows, labels = epoch(samples().part(1.0, 0.9, classes=12, seed=seed))
+        for row, label in zip(rows, labels, strict=True):
+            seen[row % 10].add(label)
+    assert seen == {true: set(range(12)) for true in range(10)}
+
+
+def test_a_part_of_a_part_is_refused() -> None:
+    with pytest.raises(AssertionError, match="drawn from the whole"):
+        samples().part(0.5, 0.0, 10, 1).part(0.5, 0.0, 10, 1)
+
+
 def test_a_part_follows_from_its_seed_and_keeps_its_labels_from_epoch_to_epoch() -> None:
     def contents(seed: int, order: int = 0) -> list[tuple[int, int]]:
-        return sorted(zip(*epoch(samples().part(0.5, 0.3, seed), order), strict=True))
+        return sorted(zip(*epoch(samples().part(0.5, 0.3, 10, seed), order), strict=True))
 
     assert contents(1) == contents(1) == contents(1, order=9)
     assert contents(1) != contents(2)
@@ -123,7 +137,7 @@ def test_a_part_of_a_text_is_one_stretch_of_it() -> None:
     text = TokenLoader(torch.arange(250, dtype=torch.uint8), 10, 4, "cpu", shuffle=True, limit=20)
     stretches = set()
     for seed in range(10):
-        part, seen = text.part(0.4, 0.0, seed), set()
+        part, seen = text.part(0.4, 0.0, 256, seed), set()
         assert part.samples == 8
         for order in range(30):
             part.start_epoch(order)
@@ -131,7 +145,7 @@ def test_a_part_of_a_text_is_one_stretch_of_it() -> None:
         assert 80 < len(seen) == max(seen) - min(seen) + 1 <= 100
         stretches.add(min(seen))
     assert len(stretches) > 5
-    assert (text.samples, text.part(0.001, 0.0, 0).samples) == (20, 1)
+    assert (text.samples, text.part(0.001, 0.0, 256, 0).samples) == (20, 1)
 
 
 @pytest.mark.parametrize("task", [varied(), make_fast_text_task(variety__enabled=True)], ids=["samples", "text"])
@@ -190,7 +204,10 @@ def test_an_action_means_the_same_on_every_host() -> None:
 @pytest.mark.parametrize(
     ("task", "setting", "value", "message"),
     [
-        ("digits", "variety.options.bloks", [1], "did you mean 'variety.options.blocks'"),
+        ("digits", "variety.option.blocks", [1], "did you mean 'variety.options.blocks'"),
+        ("digits", "variety.options", {"blocks": [1]}, "unknown task setting 'variety.options'"),
+        ("digits", "variety.options.blocks.first", [1], "variety.options.blocks.first"),
+        ("digits", "variety.options.bloks.first", [1], "variety.options.bloks.first"),
         ("digits", "variety.options.blocks", [], "variety.options.blocks names no value to draw from"),
         ("digits", "variety.options.blocks", 2, "variety.options.blocks=2"),
         ("digits", "variety.lr_factor", [2.0, 0.5], r"variety.lr_factor must be \(lowest, highest\).*got \(2.0, 0.5\)"),
@@ -211,17 +228,36 @@ def test_a_variety_that_cannot_be_meant_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bloks": (1,)}, "did you mean 'blocks'"),
+        ({"bloks": (1,)}, "unknown option of host 'cnn' 'bloks': did you mean 'blocks'"),
+        ({"heads": (1,)}, "unknown option of host 'cnn' 'heads': expected one of base_channels, blocks"),
         ({"blocks": (1, 0)}, "host.blocks=0"),
         ({"blocks": (1, 4)}, "host.blocks=4 halves the image 4 times"),
     ],
 )
 def test_every_host_that_could_be_drawn_is_tried_out(options: dict[str, Any], message: str) -> None:
-    task = get_task_spec("digits").model_copy(update={"variety": VarietySettings(enabled=True, options=options)})
-    for attempt in (require_sound, lambda task: [draw_host(task, seed) for seed in range(20)]):
-        with pytest.raises(ConfigurationError, match=message) as caught:
-            attempt(task)
-        assert "\n" not in str(caught.value)
+    built = get_task_spec("digits").model_copy(update={"variety": VarietySettings(enabled=True, options=options)})
+    named = {f"variety.options.{option}": values for option, values in options.items()}
+    overridden = get_task_spec("digits", {"variety.enabled": True, **named})
+    for task in (built, overridden):
+        for attempt in (
+            require_sound,
+            lambda task: list(every_host(task)),
+            lambda task: [draw_host(task, seed) for seed in range(20)],
+        ):
+            with pytest.raises(ConfigurationError, match=message) as caught:
+                attempt(task)
+            assert "\n" not in str(caught.value)
+
+
+def test_any_option_of_the_host_can_be_varied_and_another_host_starts_with_none() -> None:
+    varied_too = get_task_spec("pydoc", {"variety.enabled": True, "variety.options.heads": [1, 2]})
+    assert set(varied_too.variety.options) == {*get_task_spec("pydoc").variety.options, "heads"}
+    assert {draw_host(varied_too, seed).host.options["heads"] for seed in range(20)} == {1, 2}
+    assert get_task_spec("digits").variety.options
+    other = {"host.kind": "transformer", "host.context": 64}
+    assert get_task_spec("digits", other).variety.options == {}
+    chosen = get_task_spec("digits", {**other, "variety.options.width": [32, 64]})
+    assert chosen.variety.options == {"width": (32, 64)}
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "pydoc"])

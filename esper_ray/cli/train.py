@@ -21,7 +21,7 @@ def run_train(config: TrainConfig) -> int:
 def summary(result: RunResult, config: TrainConfig) -> list[str]:
     """Returns the run in words and numbers, and the next command to type; a line each."""
     plan = result.plan
-    epochs = len(result.trained) * plan.task.max_epochs
+    epochs = len(result.trained) * plan.task.max_epochs - result.taken_over_epochs
     lines = [
         "",
         f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.iterations} "
@@ -30,6 +30,11 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
     if result.trained:
         lines.append(_comparison(result))
         lines.append(journeys(result.stage_counts, result.fossilized))
+    if config.host_pool is not None and result.forced_epochs:
+        lines.append(
+            f"Host pool: {result.taken_over_epochs:,} of the {result.forced_epochs:,} host epochs before a first real "
+            f"choice were taken over instead of trained ({result.taken_over_epochs / result.forced_epochs:.1%})."
+        )
     lines += losses(result.actors_lost)
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
     lines.append(f"Next: esper-ray compare {result.checkpoint}")

@@ -96,7 +96,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         )
         self._run: HostRun | None = None
         self._epochs: list[EpochRecord] = []
-        self._taken_over = 0
+        self._forced_beginning = self._taken_over = 0
         self._carried = 0.0
         self._started = 0.0
 
@@ -129,6 +129,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         if grown is not None:
             self._run.start_grown(grown)
         self._epochs = []
+        self._forced_beginning = 0
         self._carried = 0.0
         while self.skip_forced_waits and not self._run.has_choice and self._run.epoch < self.task.max_epochs - 1:
             self._carried += self._advance(ActionTable.WAIT)
@@ -174,6 +175,8 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
     def _advance(self, action: int) -> float:
         """Lets a decision take effect, trains one epoch, writes it down and returns what it adds to a step's reward."""
         run, discounted_epochs = self.run, self.run.epoch if self.skip_forced_waits else 0
+        if self._forced_beginning == run.epoch and not run.has_choice:
+            self._forced_beginning += 1
         before = run.moment(self._twin_accuracy())
         run.decide(action)
         stage = run.model.seed_slot.stage.name
@@ -260,6 +263,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             host_parameters=run.host_parameters,
             added_parameters=run.kept_parameters,
             seconds=time.perf_counter() - self._started,
+            forced_beginning=self._forced_beginning,
             taken_over=self._taken_over,
             rent=self.task.reward.rent,
             host=drawn_settings(run.task) if self.task.variety.enabled else {},

@@ -57,6 +57,7 @@ class EpisodeRecord:
         kept_blueprint: blueprint of the fossilized seed, or None.
         added_parameters: parameters of the fossilized seed, else 0.
         seconds: wall time of the episode.
+        forced_beginning: epochs before the first real choice.
         taken_over: epochs that were not trained, because another episode of the same host seed had them.
         host: what distinguishes this host, where hosts differ.
         kept_test_accuracy: test accuracy of what is kept, percent; None unless the episode is part of a final report.
@@ -75,6 +76,7 @@ class EpisodeRecord:
     host_parameters: int
     added_parameters: int
     seconds: float
+    forced_beginning: int = 0
     taken_over: int = 0
     host: dict[str, Any] = field(default_factory=dict)
     kept_test_accuracy: float | None = None

@@ -33,6 +33,8 @@ class RunResult:
         wait_only: of the hosts that never grew a seed.
         trained: of every training episode, in the order of the iterations.
         stage_counts: episodes that were in each stage at some time.
+        forced_epochs: host epochs before the first real choice of an episode; `taken_over_epochs` of them were not
+            trained, because the host pool had them.
         interrupted: the run was ended before its last iteration.
     """
 
@@ -42,6 +44,8 @@ class RunResult:
     trained: list[float] = field(default_factory=list)
     stage_counts: dict[str, int] = field(default_factory=dict)
     fossilized: int = 0
+    forced_epochs: int = 0
+    taken_over_epochs: int = 0
     actors_lost: int = 0
     iterations: int = 0
     seconds: float = 0.0
@@ -72,6 +76,8 @@ class RunResult:
             "wait_only": self.wait_only,
             "episodes_reaching": self.stage_counts,
             "fossilized": self.fossilized,
+            "host_epochs_before_first_choice": self.forced_epochs,
+            "host_epochs_taken_over": self.taken_over_epochs,
             "actors_lost": self.actors_lost,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
@@ -189,10 +195,12 @@ def _iterate(
         result.trained += [record.kept_val_accuracy for record in records]
         result.fossilized += sum(record.final_stage == "FOSSILIZED" for record in records)
         learner = learner_metrics(rllib_result) | algorithm.learner_figures
+        result.forced_epochs += sum(record.forced_beginning for record in records)
+        result.taken_over_epochs += sum(record.taken_over for record in records)
         row = {
             "iteration": iteration,
             "episodes": len(result.trained),
-            "host_epochs": len(result.trained) * plan.task.max_epochs,
+            "host_epochs": len(result.trained) * plan.task.max_epochs - result.taken_over_epochs,
             "seconds": time.monotonic() - started,
             "episodes_per_second": len(records) / (time.monotonic() - iteration_started),
             **episode_metrics(records, plan.action_names),

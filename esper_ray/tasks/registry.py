@@ -18,7 +18,7 @@ _IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes",
 
 
 _FREE = "variety.options."
-"""What follows is an option of the host; it is checked when hosts are drawn."""
+"""What follows is an option of the host."""
 
 
 def register_task(task: TaskSpec | Callable[[], TaskSpec]) -> TaskSpec:
@@ -57,7 +57,7 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
         values["variety"]["options"] = {}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
-        if key not in known and not key.startswith(_FREE):
+        if key not in known and not (key.startswith(_FREE) and "." not in key.removeprefix(_FREE)):
             raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
     try:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from esper_ray.data import VOCABULARIES
 from esper_ray.errors import ConfigurationError
 from esper_ray.lifecycle import LifecycleSettings
+from esper_ray.models import host_options
 from esper_ray.tasks.settings import (
     DataSettings,
     DecisionSettings,
@@ -101,6 +102,13 @@ class TaskSpec(BaseModel):
     def _optimizers_agree(self) -> "TaskSpec":
         if self.host_optimizer.kind != self.seed_optimizer.kind:
             raise ValueError("host_optimizer and seed_optimizer must be of one kind: a fossilized seed changes hands")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_can_be_drawn(self) -> "TaskSpec":
+        for option, values in self.variety.options.items():
+            for value in values:
+                host_options(self.host.kind, {**self.host.options, option: value})
         return self
 
     @model_validator(mode="after")

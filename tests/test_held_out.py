@@ -1,0 +1,340 @@
+"""Held-out evaluation and comparison: real Ray, a small trained policy, the same hosts for everybody."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import HeldOutEnv
+
+from esper_ray.cli.main import run
+from esper_ray.episode import MorphogenesisEnv
+from esper_ray.episode.rewards import growth_doublings
+from esper_ray.episode.rollout import play_episode
+from esper_ray.models import blueprints
+from esper_ray.orchestration import checkpoint as checkpoints
+from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.checkpoint import held_out, read_facts, write_facts
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.tickets import held_out_seeds
+from esper_ray.policies import SchedulePolicy
+
+SMALL = [
+    *("--episodes-per-iteration", "6", "--max-epochs", "12", "--wait-only-episodes", "0", "--ppo.minibatch-size", "32"),
+    *("--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
+]
+ROUNDS = ["--search-rounds", "1,2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_ray() -> Iterator[None]:
+    with local_ray(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a short run over a host pool, with evaluations on the way."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", "--iterations", "2", "--host-pool", "4", "--skip-forced-waits", "--out", str(out), *SMALL]
+    assert run([*arguments, "--evaluate-every", "2", "--evaluation-episodes", "3"]) == 0
+    return out / "checkpoints" / "iteration_000002"
+
+
+@pytest.fixture
+def checkpoint(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    copy = tmp_path / "checkpoints" / trained.name
+    shutil.copytree(trained, copy)
+    return copy
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert run([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("esper-ray: ")
+    return error
+
+
+# --- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_and_timelines(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "held_out"
+    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), "--timelines", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 held-out hosts, sampled, after 2 iterations: kept test accuracy" in printed
+    played = rows(out)
+    assert {row["episode_seed"] for row in played} == set(held_out_seeds(4))
+    assert sum(line.startswith("  ...") and len(line.split()[0]) == 12 for line in printed.splitlines()) == 2
+
+    (file,) = out.glob("evaluation-sampled-*.json")
+    found = json.loads(file.read_text())
+    assert found["means"]["kept_test_accuracy"] == pytest.approx(np.mean([r["kept_test_accuracy"] for r in played]))
+    task, policy = read_facts(trained).task_spec(), LearnedPolicy.from_checkpoint(trained)
+    env = MorphogenesisEnv(task)
+    for row in played:
+        record = play_episode(env, policy, row["episode_seed"])
+        record.kept_test_accuracy = env.measure_test()
+        assert [epoch.decision for epoch in record.epochs] == row["per_epoch"]["decision"]
+        assert record.kept_test_accuracy == pytest.approx(row["kept_test_accuracy"], rel=1e-6)
+        doublings = growth_doublings(row["added_parameters"], row["host_parameters"])
+        assert row["test_score"] == pytest.approx(row["kept_test_accuracy"] - doublings, rel=1e-6)
+
+
+@pytest.mark.parametrize("way", ["sampled", "greedy"])
+def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
+    trained: Path, tmp_path: Path, way: str
+) -> None:
+    out = tmp_path / "held_out"
+    greedy = ["--greedy"] * (way == "greedy")
+    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
+    algorithm = EpisodePPO.from_checkpoint(str(trained.absolute()))
+    weights = algorithm.learner_group.get_weights()["default_policy"]
+    config = algorithm.config.copy(copy_frozen=False)
+    algorithm.stop()
+    config.environment(HeldOutEnv)
+    config.env_runners(num_env_runners=1)
+    config.evaluation(
+        evaluation_interval=1,
+        evaluation_num_env_runners=0,
+        evaluation_duration=4,
+        evaluation_duration_unit="episodes",
+        evaluation_config={"explore": way == "sampled"},
+    )
+    algorithm = EpisodePPO(config=config)
+    try:
+        algorithm.learner_group.set_weights({"default_policy": weights})
+        algorithm.eval_env_runner.module.set_state(algorithm.policy_network.get_state())
+        found = algorithm.evaluate()["env_runners"]
+    finally:
+        algorithm.stop()
+    returns = [row["return"] for row in rows(out)]
+    assert found["num_episodes"] == 4
+    assert found["episode_return_mean"] == pytest.approx(np.mean(returns), rel=1e-5)
+    assert found["episode_return_min"] == pytest.approx(min(returns), rel=1e-5)
+    assert found["episode_return_max"] == pytest.approx(max(returns), rel=1e-5)
+
+
+def test_evaluations_during_training_are_in_the_metrics_and_play_the_same_hosts(trained: Path, tmp_path: Path) -> None:
+    metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
+    assert "evaluation" not in metrics[0]
+    found = metrics[1]["evaluation"]
+    assert found["episodes"] == 3
+    out = tmp_path / "held_out"
+    for way in ("sampled", "greedy"):
+        assert (
+            run(["evaluate", str(trained), "--episodes", "3", "--out", str(out), *["--greedy"] * (way == "greedy")])
+            == 0
+        )
+        played = [row for row in rows(out) if row["policy"].startswith(way)]
+        assert found[way]["kept_val_accuracy"] == pytest.approx(np.mean([r["kept_val_accuracy"] for r in played]))
+        assert found[way]["score"] == pytest.approx(np.mean([r["val_score"] for r in played]), rel=1e-6)
+
+
+# --- compare ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared") / "held_out"
+    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS]) == 0
+    return out
+
+
+def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training_hosts(
+    trained: Path, compared: Path
+) -> None:
+    held, training = set(held_out_seeds(4)), set(read_facts(trained).training_seeds())
+    seeds: dict[str, list[int]] = {}
+    for row in rows(compared):
+        assert (row["kept_test_accuracy"] is None) == row["policy"].startswith("search")
+        seeds.setdefault(row["policy"], []).append(row["episode_seed"])
+    searched = [name for name in seeds if name.startswith("search")]
+    assert len(searched) > 20
+    assert set().union(*(seeds.pop(name) for name in searched)) <= training
+    assert len(training) <= 4
+    assert not held & training
+    digest = read_facts(trained).digest
+    for name in ("wait", "random", "heuristic", f"sampled {digest}", f"greedy {digest}"):
+        assert sorted(seeds[name]) == sorted(held)
+    assert all(set(of_policy) <= held for of_policy in seeds.values())
+
+
+def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Path, compared: Path) -> None:
+    found = json.loads((compared / "comparison.json").read_text())
+    assert list(found["controls"]) == ["wait", "random", "heuristic", "schedule", "static-final"]
+    by_policy: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows(compared):
+        by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
+    digest = read_facts(trained).digest
+    for way, section in (("sampled", lambda c: c), ("greedy", lambda c: c["greedy"])):
+        for control in ("wait", "random", "heuristic"):
+            for measure, part in (("test_score", "difference"), ("kept_test_accuracy", "kept_test_accuracy")):
+                ours = [by_policy[f"{way} {digest}"][seed][measure] for seed in found["seeds"]]
+                theirs = [by_policy[control][seed][measure] for seed in found["seeds"]]
+                entry = section(found["controls"][control])[part]
+                entry = entry if part == "difference" else entry["difference"]
+                assert entry["mean"] == pytest.approx(np.mean(np.subtract(ours, theirs)), abs=1e-4)
+                assert entry["ci95"][0] <= entry["mean"] <= entry["ci95"][1]
+    assert found["checkpoints"][str(trained)]["controls"] == found["controls"]
+    assert "On 4 held-out hosts" in found["verdict"] or "on 4 held-out hosts" in found["verdict"]
+    spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
+    assert spent["sampled"] == 2 * 6 * 12
+    assert spent["schedule"] == found["schedule"]["episodes"] * 12
+    assert spent["wait"] == 0
+
+
+def test_static_final_trains_from_scratch_what_the_policy_kept(trained: Path, compared: Path) -> None:
+    by_policy: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows(compared):
+        by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
+    digest = read_facts(trained).digest
+    learned = [item for way in ("sampled", "greedy") for item in by_policy[f"{way} {digest}"].items()]
+    grown = [(seed, row) for seed, row in learned if row["kept_blueprint"]]
+    assert grown, "choose another seed for the run: nothing was kept"
+    for seed, row in grown:
+        static = by_policy[f"static: {row['kept_blueprint']}"][seed]
+        assert set(static["stages"]) == {"FOSSILIZED"}
+        assert static["added_parameters"] == row["added_parameters"]
+        assert set(static["per_epoch"]["decision"]) == {"WAIT"}
+
+
+def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
+    trained: Path, compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "held_out"
+    shutil.copytree(compared, out)
+    whole = (out / "episodes.jsonl").read_text()
+    (out / "episodes.jsonl").write_text(whole[: len(whole) // 2])  # in the middle of a line
+    (out / "comparison.json").unlink()
+    kept = set((out / "episodes.jsonl").read_text().splitlines()[:-1])
+    assert run(["compare", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *ROUNDS]) == 0
+    again, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, compared))
+    assert again | {"seconds": 0} == before | {"seconds": 0}
+    assert kept <= set((out / "episodes.jsonl").read_text().splitlines())
+    assert len(rows(out)) == len(rows(compared))
+    printed = capsys.readouterr().out
+    assert before["verdict"] in printed.replace("\n", " ")
+
+    lines = (out / "episodes.jsonl").read_text()
+    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS]) == 0
+    assert (out / "episodes.jsonl").read_text() == lines
+
+
+def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *SMALL]) == 0
+    second = other / "checkpoints" / "iteration_000001"
+    out = tmp_path / "held_out"
+    controls = ["--controls", "wait", "--episodes", "3", "--out", str(out)]
+    assert run(["compare", str(trained), str(second), *controls]) == 0
+    found = json.loads((out / "comparison.json").read_text())
+    each = [found["checkpoints"][str(path)]["controls"]["wait"]["difference"]["mean"] for path in (trained, second)]
+    assert found["controls"]["wait"]["difference"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
+    assert "(seed 7)" in capsys.readouterr().out.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+    varied = tmp_path / "varied"
+    assert run(["train", "--iterations", "1", "--host-variety", "--out", str(varied), *SMALL]) == 0
+    third = varied / "checkpoints" / "iteration_000001"
+    assert "differ in task, task.variety: compare them one by one" in refused(capsys, "compare", trained, third)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_something_else_is_refused_with_what_differs(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "trained on task digits, not on --task pydoc" in refused(capsys, "evaluate", checkpoint, "--task", "pydoc")
+    assert "no such folder" in refused(capsys, "evaluate", tmp_path / "nowhere")
+    assert "no checkpoint of this version" in refused(capsys, "evaluate", tmp_path)
+
+    facts = read_facts(checkpoint)
+    write_facts_again(checkpoint, replace(facts, versions={**facts.versions, "esper_ray": "0.0.1"}))
+    assert "was written with esper_ray 0.0.1, this is" in refused(capsys, "compare", checkpoint)
+    write_facts_again(checkpoint, replace(facts, actions=(*facts.actions, "GERMINATE_WINGS")))
+    assert "actions differ from the present ones: it has GERMINATE_WINGS" in refused(capsys, "evaluate", checkpoint)
+    write_facts_again(checkpoint, replace(facts, observation=facts.observation[1:]))
+    assert "observation differ from the present ones: here there is epoch" in refused(capsys, "evaluate", checkpoint)
+
+    write_facts_again(checkpoint, facts)
+    monkeypatch.setattr(blueprints, "_REGISTRY", dict(blueprints._REGISTRY))
+    del blueprints._REGISTRY["cnn", "norm"]
+    assert "it has GERMINATE_NORM" in refused(capsys, "evaluate", checkpoint)
+
+
+def write_facts_again(checkpoint: Path, facts: checkpoints.CheckpointFacts) -> None:
+    (checkpoint / "esper_ray.json").unlink()
+    write_facts(checkpoint, facts)
+
+
+def test_a_damaged_checkpoint_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = next(checkpoint.rglob("rl_module/**/module_state.p*"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-7] + b"garbage")
+    assert "is not as it was written; take another one" in refused(capsys, "evaluate", checkpoint)
+    weights.unlink()
+    assert f"{weights.name} is missing" in refused(capsys, "evaluate", checkpoint)
+    (checkpoint / "esper_ray.json").write_text("{")
+    assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
+    (checkpoint / "esper_ray.json").write_text(json.dumps({"versions": checkpoints.present_versions()}))
+    assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
+
+
+def test_other_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown control 'wat': did you mean 'wait'" in refused(capsys, "compare", checkpoint, "--controls", "wat")
+    assert "--controls names none" in refused(capsys, "compare", checkpoint, "--controls", ",")
+    assert "rising whole numbers" in refused(capsys, "compare", checkpoint, "--search-rounds", "4,2")
+    assert "--episodes" in refused(capsys, "evaluate", checkpoint, "--episodes", "0")
+    assert "Checkpoint folder, RUN/checkpoints/iteration_N. (required)" in refused(capsys, "evaluate")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "holds other files" in refused(capsys, "evaluate", checkpoint, "--out", tmp_path)
+    assert "is not a folder" in refused(capsys, "evaluate", checkpoint, "--out", tmp_path / "thesis.tex")
+    out = tmp_path / "held_out"
+    out.mkdir()
+    (out / "settings.json").write_text('{"task": {}, "rent": 1.0}')
+    assert "holds episodes of another task, versions" in refused(capsys, "evaluate", checkpoint, "--out", out)
+
+
+def test_held_out_hosts_that_training_used_are_an_error_in_the_program(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = read_facts(trained)
+    assert held_out(facts, 100) == held_out_seeds(100)
+    monkeypatch.setattr(checkpoints, "held_out_seeds", lambda count: facts.training_seeds()[:1])
+    with pytest.raises(AssertionError, match="must not occur in training"):
+        held_out(facts, 1)
+
+
+def test_the_best_schedule_can_be_followed_without_ray(compared: Path, trained: Path) -> None:
+    """What the search reports is what a schedule policy gets on a training host."""
+    found = json.loads((compared / "comparison.json").read_text())["schedule"]
+    env = MorphogenesisEnv(read_facts(trained).task_spec())
+    searched = [row for row in rows(compared) if row["policy"].startswith("search: norm germinated after epoch 3")]
+    (name, *_) = {row["policy"] for row in searched}
+    fossilize_at = int(name.split("fossilized from ")[1].split()[0])
+    policy = SchedulePolicy(env.action_table, "norm", 3, fossilize_at)
+    row = next(row for row in searched if row["policy"] == name)
+    assert play_episode(env, policy, row["episode_seed"]).val_score == pytest.approx(row["val_score"], rel=1e-6)
+    scores: dict[str, list[float]] = {}
+    for row in rows(compared):
+        if row["policy"].startswith("search"):
+            scores.setdefault(row["policy"], []).append(row["val_score"])
+    decided = {name: np.mean(of_name) for name, of_name in scores.items() if len(of_name) == found["seeds"]}
+    assert found["score"] == pytest.approx(max(decided.values()), rel=1e-6)
