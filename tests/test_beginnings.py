@@ -14,8 +14,8 @@ from torch import nn
 
 from esper_ray.data.cache import cache_folder
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
-from esper_ray.episode.beginnings import Beginning, HostCache
-from esper_ray.episode.host_run import HostRun
+from esper_ray.episode.host_cache import HostCache
+from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.tickets import assign, held_out_seeds, spread
 from esper_ray.policies import ReplayPolicy, SchedulePolicy, WaitPolicy

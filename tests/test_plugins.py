@@ -17,7 +17,7 @@ from esper_ray.orchestration import plan
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import plugin_environment
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import EpisodeRunner
+from esper_ray.orchestration.env_runner import ActorSettings, EpisodeRunner
 from esper_ray.orchestration.placement import Placement
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import get_task_spec, registry, task_names
@@ -298,13 +298,12 @@ def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
 def test_actors_on_other_machines_get_the_plugin_s_source(two_nodes: tuple[str, Cluster], tmp_path: Path) -> None:
     name, _ = two_nodes
     config = build_config(
-        get_task_spec(name),
+        ActorSettings(get_task_spec(name), plugins=(name,)),
         PPOSettings(minibatch_size=32, update_epochs=2),
         Placement(2, 1, 0.0),
         iterations=1,
         episodes_per_iteration=4,
         seed=0,
-        plugins=[name],
     )
     algorithm = EpisodePPO(config=config)
     try:

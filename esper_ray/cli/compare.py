@@ -21,10 +21,12 @@ def run_compare(config: CompareConfig) -> int:
     console.print(_policies(result))
     for way in WAYS:
         console.print(_differences(result, way))
+    if result.by_host:
+        console.print(_by_host(result))
     if result.schedule is not None:
         found = result.schedule
         console.print(
-            f"Best of {found.candidates} fixed schedules on {found.seeds} training hosts: {found.schedule} "
+            f"Best of {found.candidates} fixed schedules on {found.hosts} training hosts: {found.schedule} "
             f"({found.episodes} episodes to find it).",
             soft_wrap=True,
         )
@@ -71,6 +73,34 @@ def _add(table: Table, name: str, played: Played) -> None:
         f"{means['fossilized_share']:.0%}",
         f"{played.host_epochs:,}",
     )
+
+
+def _by_host(result: Comparison) -> Table:
+    rows = result.by_host
+    against = f"− {rows[0]['against']}" if "against" in rows[0] else ""
+    table = Table(
+        "hosts",
+        "count",
+        "kept",
+        "germinated after",
+        "fossilized after",
+        "score",
+        against,
+        title="what the learned policy, sampled, does on which hosts",
+    )
+    for row in rows:
+        difference = row.get("difference")
+        low, high = difference["ci95"] if difference else (0.0, 0.0)
+        table.add_row(
+            row["hosts"],
+            str(row["count"]),
+            ", ".join(f"{name} {share:.0%}" for name, share in row["kept"].items()),
+            "–" if row["germinated_after"] is None else f"{row['germinated_after']:g}",
+            "–" if row["fossilized_after"] is None else f"{row['fossilized_after']:g}",
+            f"{row['score']:.1f}",
+            f"{difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]" if difference else "",
+        )
+    return table
 
 
 def _differences(result: Comparison, way: str) -> Table:

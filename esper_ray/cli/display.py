@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
+from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
 from esper_ray.orchestration.plan import RunPlan
 from esper_ray.orchestration.progress import BoardReader, HostProgress
 
@@ -159,9 +160,10 @@ class LiveDisplay:
 def plan_line(run: RunPlan) -> str:
     """Returns one line that says what runs."""
     what = f"{run.iterations} iterations of " if run.iterations else f"{run.config.command}, "
+    seed = f"seed {run.config.seed}, " if isinstance(run.config, TrainConfig | HeuristicConfig) else ""
     return (
         f"{run.task.name}: {what}{run.episodes} episodes of {run.task.max_epochs} epochs, "
-        f"{run.placement.runners} runners on {run.placement.device_kind}, seed {run.config.seed}, writing to {run.out}"
+        f"{run.placement.runners} runners on {run.placement.device_kind}, {seed}writing to {run.out}"
     )
 
 

@@ -21,11 +21,11 @@ def run_train(config: TrainConfig) -> int:
 def summary(result: RunResult, config: TrainConfig) -> list[str]:
     """Returns the run in words and numbers, and the next command to type; a line each."""
     plan = result.plan
-    epochs = len(result.trained) * plan.task.max_epochs - result.taken_over_epochs
     lines = [
         "",
         f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.iterations} "
-        f"iterations: {len(result.trained)} episodes, {epochs:,} host epochs, {result.seconds / 60:.1f} minutes.",
+        f"iterations: {len(result.trained)} episodes, {result.host_epochs:,} host epochs, "
+        f"{result.seconds / 60:.1f} minutes.",
     ]
     if result.trained:
         lines.append(_comparison(result))

@@ -14,8 +14,8 @@ from torch import nn
 
 from esper_ray.data import BatchLoader
 from esper_ray.episode.actions import ActionTable, LegalActions
-from esper_ray.episode.beginnings import Beginning, HostCache
-from esper_ray.episode.host_run import EpochReport, HostRun
+from esper_ray.episode.host_cache import HostCache
+from esper_ray.episode.host_run import Beginning, EpochReport, HostRun
 from esper_ray.episode.observation import ObservationTable
 from esper_ray.episode.record import EpisodeRecord, EpochRecord
 from esper_ray.episode.rewards import Moment, RewardInput, reward_components
@@ -96,7 +96,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         )
         self._run: HostRun | None = None
         self._epochs: list[EpochRecord] = []
-        self._forced_beginning = self._taken_over = 0
+        self._forced_beginning = self._taken_over = self._twin_epochs = 0
         self._carried = 0.0
         self._started = 0.0
 
@@ -119,12 +119,15 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         episode_seed = int(self.np_random.integers(2**63)) if seed is None else seed
         self._started = time.perf_counter()
         grown = (options or {}).get("grown")
-        beginning, self._taken_over = None, 0
+        beginning, self._taken_over, self._twin_epochs = None, 0, 0
         if self._beginnings is not None and grown is None:
             beginning, known = self._beginnings.get(episode_seed, lambda: self._train_beginning(episode_seed))
             self._taken_over = len(beginning.reports) if known else 0
         if self._twins is not None:
-            self._twin_accuracies, _ = self._twins.get(episode_seed, lambda: self._train_twin(episode_seed))
+            self._twin_accuracies, known = self._twins.get(
+                episode_seed, lambda: self._train_twin(episode_seed, beginning)
+            )
+            self._twin_epochs = 0 if known else self.task.max_epochs - (len(beginning.reports) if beginning else 0)
         self._run = self._new_run(episode_seed, beginning)
         if grown is not None:
             self._run.start_grown(grown)
@@ -147,9 +150,9 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             reports.append(run.train_epoch())
         return Beginning(tuple(reports), run.state())
 
-    def _train_twin(self, episode_seed: int) -> tuple[float, ...]:
+    def _train_twin(self, episode_seed: int, beginning: Beginning | None) -> tuple[float, ...]:
         """Trains a host that only waits; returns its validation accuracy after each epoch, percent."""
-        run = self._new_run(episode_seed)
+        run = self._new_run(episode_seed, beginning)
         return tuple(run.train_epoch().outcome.val_accuracy for _ in range(self.task.max_epochs))
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -265,6 +268,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             seconds=time.perf_counter() - self._started,
             forced_beginning=self._forced_beginning,
             taken_over=self._taken_over,
+            twin_epochs=self._twin_epochs,
             rent=self.task.reward.rent,
             host=drawn_settings(run.task) if self.task.variety.enabled else {},
             epochs=self._epochs,

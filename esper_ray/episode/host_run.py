@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from esper_ray.episode.actions import ActionMask, ActionTable, Decision
-from esper_ray.episode.beginnings import Beginning
 from esper_ray.episode.governor import Failure, Governor
 from esper_ray.episode.observation import EpisodeView
 from esper_ray.episode.rewards import Moment, attributed_accuracy, followed_loss
@@ -45,6 +44,18 @@ class EpochReport:
     gradients: GradientStats | None
     alpha: float
     failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The epochs of a host up to its first real choice, or up to its last one if there is none.
+
+    Attributes:
+        state: host, optimizer, signals and governor after the last of them, see `HostRun.state`.
+    """
+
+    reports: tuple[EpochReport, ...]
+    state: bytes
 
 
 class HostRun:
@@ -275,7 +286,7 @@ class HostRun:
     def _take_over_epoch(self, beginning: Beginning) -> EpochReport:
         """Takes the next epoch of the beginning as if it had been trained; after its last one, the host as well."""
         assert self.model.seed_slot.is_empty, "in a beginning there is nothing to decide"
-        report: EpochReport = beginning.reports[self.epoch]
+        report = beginning.reports[self.epoch]
         self.epoch += 1
         self._tracker.update(report.outcome)
         self._take_up(report.outcome, report.gradients)
@@ -297,9 +308,13 @@ class HostRun:
 
     def restore(self, state: bytes) -> None:
         """Goes back, or forward, to what `state` returned of a run with the same task, seed and device. A pickle."""
-        values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._device, weights_only=False)
+        values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._home_of, weights_only=False)
         for name in _STATE:
             setattr(self, name, values[name])
+
+    def _home_of(self, storage: Any, location: str) -> Any:
+        """Leaves on the CPU what was there: AdamW counts its steps there, and reading them from a GPU would wait."""
+        return storage if location == "cpu" else storage.to(self._device)
 
     def _enter_epoch(self) -> None:
         """Makes the lifecycle entry and gives a live seed its optimizer."""

@@ -59,6 +59,7 @@ class EpisodeRecord:
         seconds: wall time of the episode.
         forced_beginning: epochs before the first real choice.
         taken_over: epochs that were not trained, because another episode of the same host seed had them.
+        twin_epochs: epochs that its WAIT-only twin was trained for, unless another episode had done so.
         host: what distinguishes this host, where hosts differ.
         kept_test_accuracy: test accuracy of what is kept, percent; None unless the episode is part of a final report.
         rent: ρ of the score of record, points per doubling of the host.
@@ -75,12 +76,13 @@ class EpisodeRecord:
     final_stage: str
     host_parameters: int
     added_parameters: int
+    rent: float
     seconds: float
     forced_beginning: int = 0
     taken_over: int = 0
+    twin_epochs: int = 0
     host: dict[str, Any] = field(default_factory=dict)
     kept_test_accuracy: float | None = None
-    rent: float = 1.0
     epochs: list[EpochRecord] = field(default_factory=list)
 
     @property
@@ -103,6 +105,11 @@ class EpisodeRecord:
     def action_counts(self) -> dict[str, int]:
         """How often each action was taken; those never taken are left out."""
         return dict(Counter(epoch.decision for epoch in self.epochs))
+
+    @property
+    def trained_epochs(self) -> int:
+        """Host epochs that the episode cost, its twin's included."""
+        return len(self.epochs) - self.taken_over + self.twin_epochs
 
     @property
     def stages(self) -> list[str]:

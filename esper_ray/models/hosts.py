@@ -7,6 +7,7 @@ the kind of its features, which decides the blueprints that fit ("cnn" unless it
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,12 +83,14 @@ def host_kinds() -> list[str]:
 
 
 def host_code(kind: str) -> bytes:
-    """Returns the content of the file that a kind of host is written in; its name where that is no file."""
-    factory = _FACTORIES[kind]
+    """Returns the content of the file that a kind of host is written in; nothing where that is no file."""
+    factory: Any = _FACTORIES[kind]
+    while isinstance(factory, partial):
+        factory = factory.func
     try:
         return Path(inspect.getfile(factory)).read_bytes()
     except (OSError, TypeError):
-        return repr(factory).encode()
+        return b""
 
 
 def host_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,25 @@
 """What a checkpoint says of itself, and whether it can be trusted with the present task, actions and version."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper_ray import __version__
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration.tickets import assign, held_out_seeds
+from esper_ray.orchestration.tickets import Ticket, assign, held_out_seeds
 from esper_ray.tasks import TaskSpec
 
 _FACTS = "esper_ray.json"
+_OWN_DIGEST = "sha256"
 
 
-@dataclass(frozen=True)
-class CheckpointFacts:
+class CheckpointFacts(BaseModel):
     """What a checkpoint was trained on, and how far.
 
     Attributes:
@@ -28,10 +28,12 @@ class CheckpointFacts:
         actions, observation: names, in order.
         seed, runners, episodes_per_iteration, host_pool: what the training seeds follow from.
         iteration: learner updates so far.
-        host_epochs: trained for it so far, without evaluations.
+        host_epochs: trained for it so far, twins of the reward included; without wait-only hosts and evaluations.
         plugins: modules that it needs.
         files: file → SHA-256.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     versions: dict[str, str]
     task: dict[str, Any]
@@ -44,7 +46,7 @@ class CheckpointFacts:
     iteration: int
     host_epochs: int
     plugins: tuple[str, ...]
-    files: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -64,11 +66,28 @@ class CheckpointFacts:
 
     def training_seeds(self) -> list[int]:
         """Returns the host seeds that the policy was trained on, in order, each once."""
-        rounds = (
-            assign(self.episodes_per_iteration, self.runners, number, self.seed, self.host_pool)
-            for number in range(self.iteration)
+        tickets = itertools.chain.from_iterable(itertools.islice(self._rounds(self.host_pool), self.iteration))
+        return list(dict.fromkeys(ticket.episode_seed for ticket in tickets))
+
+    def search_seeds(self, count: int) -> list[int]:
+        """Returns `count` host seeds to search a control on: those of the training, and what it would have used next.
+
+        They are no fewer for a policy that trained on few hosts, so the control is as strong.
+        """
+        following = (
+            ticket.episode_seed
+            for tickets in self._rounds(None)
+            for ticket in sorted(tickets, key=lambda ticket: (ticket.number, ticket.runner))
         )
-        return list(dict.fromkeys(ticket.episode_seed for tickets in rounds for ticket in tickets))
+        seeds = dict.fromkeys(self.training_seeds()[:count])
+        while len(seeds) < count:
+            seeds[next(following)] = None
+        return list(seeds)
+
+    def _rounds(self, host_pool: int | None) -> Iterator[list[Ticket]]:
+        """Yields the tickets of iteration after iteration, without end."""
+        for number in itertools.count():
+            yield assign(self.episodes_per_iteration, self.runners, number, self.seed, host_pool)
 
 
 def present_versions() -> dict[str, str]:
@@ -79,8 +98,8 @@ def present_versions() -> dict[str, str]:
 def write_facts(folder: Path, facts: CheckpointFacts) -> None:
     """Adds the facts, with a digest of every file, to a checkpoint that has just been written."""
     files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    values = asdict(facts) | {"files": files}
-    (folder / _FACTS).write_text(json.dumps(values, indent=2) + "\n")
+    values = facts.model_dump(mode="json") | {"files": files}
+    (folder / _FACTS).write_text(json.dumps({**values, _OWN_DIGEST: _digest_of(values)}, indent=2) + "\n")
 
 
 def read_facts(folder: Path) -> CheckpointFacts:
@@ -89,39 +108,53 @@ def read_facts(folder: Path) -> CheckpointFacts:
     Raises:
         CheckpointError: it is no checkpoint, was written by another version, or is damaged.
     """
-    path = folder / _FACTS
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no checkpoint: there is no such folder; name one of RUN/checkpoints")
+    values = _read_values(folder)
+    _require_present_versions(folder, values)
+    if values.pop(_OWN_DIGEST, None) != _digest_of(values):
+        raise _damaged(folder, f"{_FACTS} is not as it was written")
     try:
-        values = json.loads(path.read_text())
+        facts = CheckpointFacts.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(folder, f"{_FACTS}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for name, digest in facts.files.items():
+        try:
+            unchanged = _digest(folder / name) == digest
+        except OSError as error:
+            raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from None
+        if not unchanged:
+            raise _damaged(folder, f"{name} is not as it was written")
+    return facts
+
+
+def _read_values(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / _FACTS).read_text())
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} is no checkpoint of this version of esper_ray: it has no {_FACTS}; name one of RUN/checkpoints"
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged: {_FACTS}: {error}; take another one") from None
-    versions = values.get("versions", {}) if isinstance(values, dict) else {}
+        raise _damaged(folder, f"{_FACTS}: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("versions"), dict):
+        raise _damaged(folder, f"{_FACTS} names no versions")
+    return values
+
+
+def _require_present_versions(folder: Path, values: dict[str, Any]) -> None:
     for name, present in present_versions().items():
-        if versions.get(name) != present:
+        written = values["versions"].get(name, "unknown")
+        if written != present:
             raise CheckpointError(
-                f"the checkpoint {folder} was written with {name} {versions.get(name, 'unknown')}, this is {present}: "
-                "evaluate it with the version that wrote it, or train again"
+                f"the checkpoint {folder} was written with {name} {written}, this is {present}: evaluate it with the "
+                "version that wrote it, or train again"
             )
-    try:
-        facts = CheckpointFacts(
-            **{**values, **{name: tuple(values[name]) for name in ("actions", "observation", "plugins")}}
-        )
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"the checkpoint {folder} is damaged: {_FACTS}: {error}; take another one") from None
-    for name, digest in facts.files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"the checkpoint {folder} is damaged: {name} is missing; take another one")
-        if _digest(file) != digest:
-            raise CheckpointError(
-                f"the checkpoint {folder} is damaged: {name} is not as it was written; take another one"
-            )
-    return facts
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint {folder} is damaged: {reason}; take another one")
 
 
 def require_same_task(facts: CheckpointFacts, task: str | None) -> None:
@@ -166,3 +199,7 @@ def held_out(facts: CheckpointFacts, count: int) -> list[int]:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

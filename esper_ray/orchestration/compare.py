@@ -10,18 +10,19 @@ from esper_ray.episode import ActionTable, Policy
 from esper_ray.errors import CheckpointError
 from esper_ray.orchestration import comparison
 from esper_ray.orchestration.algorithm import EpisodePPO
-from esper_ray.orchestration.checkpoint import CheckpointFacts, held_out
+from esper_ray.orchestration.checkpoint import CheckpointFacts, held_out, require_same_spaces
 from esper_ray.orchestration.comparison import Difference, paired_difference
 from esper_ray.orchestration.config import CompareConfig
-from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing
+from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.evaluate import (
+    common_task,
     held_out_folder,
     opened,
     policy_name,
-    require_playable,
     store_settings,
     with_plugins,
 )
+from esper_ray.orchestration.growth_by_host import growth_by_host
 from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run_folder import write_json
@@ -87,22 +88,40 @@ class Comparison:
 
     def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
         """Returns in a sentence what the checkpoints' scores of record say."""
-        return comparison.verdict(self.differences(way, checkpoints), len(self.seeds), way)
+        together = f", the mean of {len(checkpoints)} training seeds" if len(checkpoints) > 1 else ""
+        who = f"the learned policy ({way}{together})"
+        return comparison.verdict(self.differences(way, checkpoints), len(self.seeds), who)
+
+    @property
+    def by_host(self) -> list[dict[str, Any]]:
+        """What the policies, sampled, did on which hosts, where hosts differ; see `growth_by_host`."""
+        if not self.plan.task.variety.enabled:
+            return []
+        against = next((name for name in ("schedule", "wait") if name in self.controls), None)
+        learned = [self.learned[name, "sampled"].outcomes for name in self.facts]
+        return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
         everyone = list(self.facts)
-        found = {
+        sections = {
+            name: {"digest": facts.digest, "seed": facts.seed, "iteration": facts.iteration, **self._section([name])}
+            for name, facts in self.facts.items()
+        }
+        return {
             "task": self.plan.task.name,
             "episodes": len(self.seeds),
             "rent": self.plan.task.reward.rent,
+            "reward_mode": self.plan.task.reward.mode,
             **self._section(everyone),
             "policies": self._policies(),
             "schedule": self._schedule(),
+            "by_host": self.by_host,
+            "checkpoints": sections,
+            "run": self.plan.as_dict(),
             "seeds": self.seeds,
             "seconds": self.seconds,
         }
-        return found | {"checkpoints": {name: self._section([name]) for name in everyone}}
 
     def _section(self, checkpoints: list[str]) -> dict[str, Any]:
         controls: dict[str, Any] = {}
@@ -116,8 +135,13 @@ class Comparison:
                     "verdict": score.verdict,
                     "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
                 }
-            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
-        return {"verdict": self.verdict(checkpoints), "controls": controls}
+            own = _row(self.controls[name]) if name in self.controls else {}
+            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]} | own
+        return {
+            "verdict": self.verdict(checkpoints),
+            "greedy_verdict": self.verdict(checkpoints, "greedy"),
+            "controls": controls,
+        }
 
     def _policies(self) -> list[dict[str, Any]]:
         rows = [
@@ -134,7 +158,14 @@ class Comparison:
         if self.schedule is None:
             return None
         found = self.schedule
-        return {**vars(found.schedule), **{key: value for key, value in vars(found).items() if key != "schedule"}}
+        ranking = [{**vars(schedule), "score": score} for schedule, score in found.ranking]
+        return {
+            **ranking[0],
+            "hosts": found.hosts,
+            "candidates": found.candidates,
+            "episodes": found.episodes,
+            "ranking": ranking,
+        }
 
 
 def _row(played: Played) -> dict[str, Any]:
@@ -150,41 +181,47 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
         EsperError: as `started_run`.
     """
     started = time.monotonic()
-    wanted, rounds = config.control_names(), config.search_seed_counts()
+    wanted, rounds = config.control_names(), config.search_host_counts()
     facts = {str(path): opened(path, config)[0] for path in config.checkpoints}
     first = facts[str(config.checkpoints[0])]
     _require_one_setting(facts)
     task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
     seeds = _held_out_of_all(facts, config.episodes)
-    training_seeds = first.training_seeds()
-    with (
-        EpisodeStore(out, store_settings(first)) as store,
-        started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board),
-    ):
-        observer.on_start(plan, board)
+    require_store(out)
+    with started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
         for checkpoint in facts.values():
-            require_playable(checkpoint, plan)
-        table = _Table(store, algorithm, plan, seeds, observer)
-        controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}
-        schedule = None
-        if "schedule" in wanted:
-            schedule = _search(table, training_seeds, rounds)
-            policy = schedule.schedule.policy(table.actions)
-            outcomes = table.play(f"schedule: {schedule.schedule}", policy)
-            controls["schedule"] = Played(outcomes, schedule.episodes * task.max_epochs)
-        learned, static = {}, {}
-        for name, checkpoint in facts.items():
-            for way in WAYS:
-                learned_policy = LearnedPolicy.from_checkpoint(Path(name), greedy=way == "greedy")
-                outcomes = table.play(policy_name(checkpoint, way == "greedy"), learned_policy)
-                learned[name, way] = Played(outcomes, checkpoint.host_epochs)
-                if "static-final" in wanted:
-                    static[name, way] = Played(table.play_static(outcomes), checkpoint.host_epochs)
-        board.close()
-        result = Comparison(plan, seeds, facts, learned, controls, static, schedule, out / _FILE)
-        result.seconds = time.monotonic() - started
-        write_json(result.file, result.as_dict())
+            require_same_spaces(checkpoint, plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
+            observer.on_start(plan, board)
+            table = _Table(store, algorithm, plan, seeds, observer)
+            controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}
+            schedule = None
+            if "schedule" in wanted:
+                schedule = _search(table, first.search_seeds(rounds[-1]), rounds)
+                outcomes = table.play(f"schedule: {schedule.schedule}", schedule.schedule.policy(table.actions))
+                controls["schedule"] = Played(outcomes, schedule.episodes * task.max_epochs)
+            learned, static = _play_learned(table, facts, "static-final" in wanted)
+            board.close()
+            file = out / _FILE if len(facts) == 1 else out / f"comparison-of-{len(facts)}.json"
+            result = Comparison(plan, seeds, facts, learned, controls, static, schedule, file)
+            result.seconds = time.monotonic() - started
+            write_json(result.file, result.as_dict())
     return result
+
+
+def _play_learned(
+    table: "_Table", facts: dict[str, CheckpointFacts], with_static: bool
+) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
+    """Plays every checkpoint, sampled and greedy, and what each of them kept as static hosts."""
+    learned, static = {}, {}
+    for name, checkpoint in facts.items():
+        for way in WAYS:
+            policy = LearnedPolicy.from_checkpoint(Path(name), greedy=way == "greedy")
+            outcomes = table.play(policy_name(checkpoint, way == "greedy"), policy)
+            learned[name, way] = Played(outcomes, checkpoint.host_epochs)
+            if with_static:
+                static[name, way] = Played(table.play_static(outcomes), checkpoint.host_epochs)
+    return learned, static
 
 
 class _Table:
@@ -198,7 +235,7 @@ class _Table:
         self.plan = plan
         self.actions = ActionTable.from_names(plan.action_names)
         self.observer = observer
-        self._seeds = seeds
+        self.seeds = seeds
 
     def play(self, name: str, policy: Policy) -> list[Outcome]:
         return play_missing(
@@ -206,7 +243,7 @@ class _Table:
             self.algorithm,
             name,
             policy,
-            self._seeds,
+            self.seeds,
             on_episode=lambda done, total: self.observer.on_scripted(name, done, total),
         )
 
@@ -215,7 +252,7 @@ class _Table:
         found: dict[int, Outcome] = {}
         blueprints = [outcome.kept_blueprint for outcome in grown]
         for blueprint in sorted({str(name) for name in blueprints}):
-            chosen = [s for s, b in zip(self._seeds, blueprints, strict=True) if str(b) == blueprint]
+            chosen = [s for s, b in zip(self.seeds, blueprints, strict=True) if str(b) == blueprint]
             start = None if blueprint == str(None) else blueprint
             name = "wait" if start is None else f"static: {blueprint}"
             outcomes = play_missing(
@@ -228,7 +265,7 @@ class _Table:
                 on_episode=lambda done, total, name=name: self.observer.on_scripted(name, done, total),  # type: ignore[misc]
             )
             found |= dict(zip(chosen, outcomes, strict=True))
-        return [found[seed] for seed in self._seeds]
+        return [found[seed] for seed in self.seeds]
 
 
 def _scripted(plan: RunPlan, wanted: Sequence[str]) -> dict[str, Policy]:
@@ -241,13 +278,14 @@ def _scripted(plan: RunPlan, wanted: Sequence[str]) -> dict[str, Policy]:
     return {name: policy for name, policy in policies.items() if name in wanted}
 
 
-def _search(table: _Table, training_seeds: Sequence[int], rounds: Sequence[int]) -> FoundSchedule:
+def _search(table: _Table, seeds: Sequence[int], rounds: Sequence[int]) -> FoundSchedule:
+    assert not set(seeds) & set(table.seeds), "the search must not see a held-out host"
     return search_schedule(
         table.store,
         table.algorithm,
         table.plan.task,
         table.actions,
-        training_seeds,
+        seeds,
         rounds,
         lambda done, total: table.observer.on_scripted("schedule search", done, total),
     )
@@ -259,15 +297,20 @@ def _held_out_of_all(facts: dict[str, CheckpointFacts], count: int) -> list[int]
 
 
 def _require_one_setting(facts: dict[str, CheckpointFacts]) -> None:
-    """Refuses checkpoints whose episodes cannot be compared.
+    """Refuses checkpoints that are not of one task with other training seeds.
 
     Raises:
-        CheckpointError: it names the first difference.
+        CheckpointError: it names the difference, or the seed that they share.
     """
     (first_name, first), *others = facts.items()
+    names = {first.seed: first_name}
     for name, other in others:
-        theirs, ours = store_settings(other), store_settings(first)
-        differing = [key for key in ours if ours[key] != theirs[key]]
-        differing += [f"task.{key}" for key in ours["task"] if ours["task"][key] != theirs["task"].get(key)]
+        theirs, ours = common_task(other), common_task(first)
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
         if differing:
             raise CheckpointError(f"{name} and {first_name} differ in {', '.join(differing)}: compare them one by one")
+        if other.seed in names:
+            raise CheckpointError(
+                f"{name} and {names[other.seed]} have the same training seed {other.seed}: compare them one by one"
+            )
+        names[other.seed] = name

@@ -11,14 +11,17 @@ from esper_ray.orchestration.episode_store import Outcome
 
 _CONFIDENCE = 0.95
 _RESAMPLES = 9_999
+FEWEST_HOSTS = 10
+"""Hosts below which a difference is not called one."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference, points, and its 95 % bootstrap confidence interval."""
+    """A mean paired difference, points, its 95 % bootstrap confidence interval, and over how many hosts it is."""
 
     mean: float
     ci95: tuple[float, float]
+    hosts: int
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as JSON holds it."""
@@ -31,21 +34,23 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "no difference shown"."""
-        if self.ci95[0] > 0:
-            return "better"
-        return "worse" if self.ci95[1] < 0 else "no difference shown"
+        """ "better", "worse" or "no difference shown"; a handful of hosts shows none."""
+        if self.hosts < FEWEST_HOSTS or self.ci95[0] <= 0 <= self.ci95[1]:
+            return "no difference shown"
+        return "better" if self.ci95[0] > 0 else "worse"
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Returns the mean of ours − theirs over the host seeds, with the percentile bootstrap interval over host seeds.
 
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Of a single pair the interval is the difference.
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Of a single pair it is the difference itself, which
+    says nothing; see `Difference.verdict`.
     """
+    assert len(ours) == len(theirs), "a difference is paired by host"
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return Difference(mean, (mean, mean))
+    mean, hosts = float(differences.mean()), len(differences)
+    if hosts < 2:
+        return Difference(mean, (mean, mean), hosts)
     interval = bootstrap(
         (differences,),
         np.mean,
@@ -54,17 +59,22 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Difference(mean, (float(interval.low), float(interval.high)))
+    return Difference(mean, (float(interval.low), float(interval.high)), hosts)
 
 
 def score(outcomes: Sequence[Outcome]) -> list[float]:
     """Returns the scores of record."""
-    return [float(outcome.test_score) for outcome in outcomes if outcome.test_score is not None]
+    return [_measured(outcome.test_score) for outcome in outcomes]
 
 
 def test_accuracy(outcomes: Sequence[Outcome]) -> list[float]:
     """Returns the kept test accuracies, percent."""
-    return [float(o.kept_test_accuracy) for o in outcomes if o.kept_test_accuracy is not None]
+    return [_measured(outcome.kept_test_accuracy) for outcome in outcomes]
+
+
+def _measured(value: float | None) -> float:
+    assert value is not None, "the test split is measured in every episode of a report"
+    return value
 
 
 def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -83,11 +93,11 @@ def over_training_seeds(per_checkpoint: Sequence[Sequence[float]]) -> list[float
     return [float(value) for value in np.mean(np.asarray(per_checkpoint, dtype=float), axis=0)]
 
 
-def verdict(differences: Mapping[str, Difference], episodes: int, way: str) -> str:
+def verdict(differences: Mapping[str, Difference], episodes: int, who: str) -> str:
     """Returns in a sentence what the differences in the score of record say, control by control.
 
     Args:
-        way: "sampled" or "greedy", how the learned policy acted.
+        who: what the differences are of, such as "the learned policy (sampled)".
     """
     groups: dict[str, list[str]] = {}
     for control, difference in differences.items():
@@ -100,5 +110,5 @@ def verdict(differences: Mapping[str, Difference], episodes: int, way: str) -> s
     said = "; ".join(phrase.format(", ".join(groups[group])) for group, phrase in phrases.items() if group in groups)
     if set(groups) == {"no difference shown"}:
         controls = ", ".join(groups["no difference shown"])
-        return f"No difference shown between the learned policy ({way}) and {controls}, on {episodes} held-out hosts."
-    return f"On {episodes} held-out hosts the learned policy ({way}) {said}."
+        return f"No difference shown between {who} and {controls}, on {episodes} held-out hosts."
+    return f"On {episodes} held-out hosts {who} {said}."

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
 
@@ -198,10 +198,18 @@ class CompareConfig(_HeldOutRun):
 
     checkpoints: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Checkpoint folders of one setting; several, from training with other seeds, are reported each and together."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _at_least_one(cls, given: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not given:
+            raise ConfigurationError("compare expects at least one checkpoint folder, RUN/checkpoints/iteration_N")
+        return given
+
     controls: str = ",".join(CONTROLS)
     """Controls, with commas between them."""
-    search_rounds: str = "4,16,48"
-    """Search for the best fixed schedule: training seeds of each round; the best quarter goes on to the next."""
+    search_rounds: str = "8,24,64"
+    """Search for the best fixed schedule: training hosts of each round; the best quarter goes on to the next."""
 
     def control_names(self) -> tuple[str, ...]:
         """Returns the controls, in the order in which they are played.
@@ -217,8 +225,8 @@ class CompareConfig(_HeldOutRun):
             raise ConfigurationError(f"--controls names none: expected some of {', '.join(CONTROLS)}")
         return tuple(name for name in CONTROLS if name in asked)
 
-    def search_seed_counts(self) -> tuple[int, ...]:
-        """Returns how many training seeds each round of the search uses.
+    def search_host_counts(self) -> tuple[int, ...]:
+        """Returns how many hosts each round of the search uses.
 
         Raises:
             ConfigurationError: they are no rising whole numbers.

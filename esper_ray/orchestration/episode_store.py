@@ -7,17 +7,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from esper_ray.episode import Policy
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.algorithm import EpisodePPO
-from esper_ray.orchestration.run_folder import require_writable
+from esper_ray.orchestration.run_folder import require_writable, write_json
 from esper_ray.orchestration.tickets import FinishedEpisode, spread
 
 _EPISODES = "episodes.jsonl"
 _SETTINGS = "settings.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Outcome:
         added_parameters: of the fossilized seed, else 0.
         host: what distinguishes the host, where hosts differ.
         stages: the slot's stage in every epoch.
+        decisions: the action taken before every epoch.
     """
 
     kept_val_accuracy: float
@@ -39,6 +42,7 @@ class Outcome:
     host_parameters: int
     host: dict[str, Any]
     stages: list[str]
+    decisions: list[str]
 
 
 class EpisodeStore:
@@ -55,28 +59,30 @@ class EpisodeStore:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         self._outcomes: dict[tuple[str, int], Outcome] = {}
-        require_writable(folder)
-        if folder.exists() and not folder.is_dir():
-            raise RunFolderError(f"--out {folder} is not a folder; name another one")
+        require_store(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / _LOCK)
+            self._lock.acquire(blocking=False)
             self._require_same(json.loads(json.dumps(settings)))
             self._read()
             self._file = (folder / _EPISODES).open("a")
+        except Timeout:
+            raise RunFolderError(f"another command is writing to --out {folder}; wait for it, or end it") from None
         except OSError as error:
             raise RunFolderError(f"--out {folder} cannot be written: {error.strerror}; name another folder") from error
 
     def _require_same(self, settings: dict[str, Any]) -> None:
         path = self.folder / _SETTINGS
         if not path.exists():
-            if any(self.folder.iterdir()):
-                raise RunFolderError(f"--out {self.folder} holds other files; name a new or empty folder")
-            path.write_text(json.dumps(settings, indent=2) + "\n")
+            write_json(path, settings, exact=True)
             return
         try:
             found = json.loads(path.read_text())
         except ValueError as error:
             raise RunFolderError(f"{path} is damaged: {error}; name another folder with --out") from None
+        if not isinstance(found, dict):
+            raise RunFolderError(f"{path} is damaged: it holds no settings; name another folder with --out")
         differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
         if differing:
             raise RunFolderError(
@@ -120,6 +126,7 @@ class EpisodeStore:
             record.host_parameters,
             record.host,
             record.stages,
+            [epoch.decision for epoch in record.epochs],
         )
         row = {"policy": policy} | record.as_row() | asdict(outcome)
         self._file.write(json.dumps(json_safe(row)) + "\n")
@@ -133,6 +140,20 @@ class EpisodeStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._lock.release()
+
+
+def require_store(folder: Path) -> None:
+    """Checks, without writing anything, that episodes can be put into `folder`.
+
+    Raises:
+        RunFolderError: it is a file, holds other things, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"--out {folder} is not a folder; name another one")
+    if folder.is_dir() and not (folder / _SETTINGS).exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+        raise RunFolderError(f"--out {folder} holds other files; name a new or empty folder")
+    require_writable(folder)
 
 
 def play_missing(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esper_ray.episode.host_cache import origin_of_numbers
 from esper_ray.orchestration.checkpoint import (
     CheckpointFacts,
     held_out,
@@ -15,12 +16,12 @@ from esper_ray.orchestration.checkpoint import (
 )
 from esper_ray.orchestration.comparison import means
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
-from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing
+from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
-from esper_ray.orchestration.run_folder import HELD_OUT, write_json
+from esper_ray.orchestration.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins
-from esper_ray.tasks import TaskSpec
+from esper_ray.tasks import TaskSpec, prepare_data
 
 
 @dataclass
@@ -66,20 +67,19 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
     out = held_out_folder(config.checkpoint, config)
     seeds = held_out(facts, config.episodes)
     name = policy_name(facts, config.greedy)
-    with (
-        EpisodeStore(out, store_settings(facts)) as store,
-        started_actors(with_plugins(config, facts), task, out) as (plan, algorithm, board),
-    ):
-        observer.on_start(plan, board)
-        require_playable(facts, plan)
-        policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
-        outcomes = play_missing(
-            store, algorithm, name, policy, seeds, on_episode=lambda done, n: observer.on_scripted(name, done, n)
-        )
-        board.close()
-        file = out / f"evaluation-{name.replace(' ', '-')}.json"
-        result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started)
-        write_json(file, result.as_dict())
+    require_store(out)
+    with started_actors(with_plugins(config, facts), task, out) as (plan, algorithm, board):
+        require_same_spaces(facts, plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(facts, plan, config.data_dir)) as store:
+            observer.on_start(plan, board)
+            policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
+            outcomes = play_missing(
+                store, algorithm, name, policy, seeds, on_episode=lambda done, n: observer.on_scripted(name, done, n)
+            )
+            board.close()
+            file = out / f"evaluation-{name.replace(' ', '-')}.json"
+            result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started)
+            write_json(file, result.as_dict())
     return result
 
 
@@ -102,8 +102,13 @@ def with_plugins(config: EvaluateConfig | CompareConfig, facts: CheckpointFacts)
 
 
 def held_out_folder(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> Path:
-    """Returns where the episodes go: beside the run's checkpoints unless --out says otherwise."""
-    return config.out or checkpoint.absolute().parent.parent / HELD_OUT / checkpoint.absolute().name
+    """Returns where the episodes go unless --out says otherwise: into the checkpoint's run folder, or beside it."""
+    checkpoint = checkpoint.absolute()
+    if config.out is not None:
+        return config.out
+    if is_run(checkpoint.parent.parent):
+        return checkpoint.parent.parent / HELD_OUT / checkpoint.name
+    return checkpoint.with_name(f"{checkpoint.name}-{HELD_OUT}")
 
 
 def policy_name(facts: CheckpointFacts, greedy: bool) -> str:
@@ -111,16 +116,12 @@ def policy_name(facts: CheckpointFacts, greedy: bool) -> str:
     return f"{'greedy' if greedy else 'sampled'} {facts.digest}"
 
 
-def store_settings(facts: CheckpointFacts) -> dict[str, Any]:
-    """Returns what the episodes of a store have in common: the task, but of the reward only what the score counts."""
-    task = {key: value for key, value in facts.task.items() if key != "reward"}
-    return {"task": task, "rent": facts.task["reward"]["rent"], "versions": facts.versions}
+def common_task(facts: CheckpointFacts) -> dict[str, Any]:
+    """Returns what the episodes of comparable policies have in common: of the reward only what the score counts."""
+    return {key: value for key, value in facts.task.items() if key != "reward"} | {"rent": facts.task["reward"]["rent"]}
 
 
-def require_playable(facts: CheckpointFacts, plan: RunPlan) -> None:
-    """Refuses a checkpoint whose actions or observation are not those of the actors.
-
-    Raises:
-        CheckpointError: it names what differs.
-    """
-    require_same_spaces(facts, plan.action_names, plan.observation_names)
+def store_settings(facts: CheckpointFacts, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
+    """Returns what all episodes of a store follow from, besides policies and seeds."""
+    data = prepare_data(plan.task, data_dir).folder
+    return {"task": common_task(facts), **origin_of_numbers(plan.task, data, plan.placement.device_kind)}

@@ -121,13 +121,9 @@ def explained_variance(targets: NDArray[Any], values: NDArray[Any]) -> float | N
 
 def warnings_of(learner: Mapping[str, float | None], iteration: int, iterations: int) -> list[str]:
     """Returns in words what in an iteration's learner figures says that learning has stopped or goes wrong."""
-
-    def value(name: str) -> float | None:
-        return learner.get(name)
-
     found = []
-    explained, entropy, kl = value("explained_variance"), value("entropy_share"), value("kl")
-    clipped, gradient, spread = value("clip_fraction"), value("gradient_norm"), value("value_target_std")
+    explained, entropy, kl = (learner.get(name) for name in ("explained_variance", "entropy_share", "kl"))
+    clipped, gradient, spread = (learner.get(name) for name in ("clip_fraction", "gradient_norm", "value_target_std"))
     if gradient is not None and not np.isfinite(gradient):
         found.append("the learner's gradient is not finite: the policy is lost; lower ppo.lr_start")
     if spread is not None and spread < _FLAT_TARGETS:

@@ -53,6 +53,11 @@ def require_writable(path: Path) -> None:
         raise RunFolderError(f"--out {path} cannot be written: no permission in {existing}; name another folder")
 
 
+def is_run(path: Path) -> bool:
+    """Returns whether a folder holds a run."""
+    return (path / _CONFIG).is_file()
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns what config.json of a run holds.
 
@@ -90,10 +95,14 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     return {row["episode"]: row for row in rows}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file under another name and renames it, so that it is never half there."""
+def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> None:
+    """Writes a JSON file under another name and renames it, so that it is never half there.
+
+    Args:
+        exact: write floats to their last digit, for a file that is compared with.
+    """
     partial = path.with_suffix(".writing")
-    partial.write_text(json.dumps(json_safe(dict(content)), indent=2) + "\n")
+    partial.write_text(json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
     partial.rename(path)
 
 

@@ -13,6 +13,7 @@ from esper_ray.tasks import TaskSpec
 _GERMINATION_STEPS = 3
 _DELAY_STEPS = 4
 _SURVIVORS = 0.25
+_RANKED = 5
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,22 @@ class FoundSchedule:
     """The best schedule and what the search cost.
 
     Attributes:
-        score: its mean score on the seeds of the last round, with validation in the place of test accuracy.
-        seeds: how many training hosts the last round used.
-        candidates: how many schedules there were.
+        ranking: the best schedules with their mean scores on the hosts of the last round, best first, with validation
+            in the place of test accuracy.
+        hosts: how many the last round used.
+        candidates: how many schedules were tried.
         episodes: how many were played to find it.
     """
 
-    schedule: Schedule
-    score: float
-    seeds: int
+    ranking: list[tuple[Schedule, float]]
+    hosts: int
     candidates: int
     episodes: int
+
+    @property
+    def schedule(self) -> Schedule:
+        """The best one."""
+        return self.ranking[0][0]
 
 
 def candidates(task: TaskSpec, actions: ActionTable) -> list[Schedule]:
@@ -84,33 +90,66 @@ def search_schedule(
     rounds: Sequence[int],
     on_episode: Callable[[int, int], None],
 ) -> FoundSchedule:
-    """Plays every schedule on a few training seeds, the best quarter on more of them, and so on (successive halving).
+    """Plays every schedule on a few training hosts, the best quarter on more of them, and so on (successive halving).
 
-    Ranked by the mean score with validation accuracy; the test split is not touched. Jamieson and Talwalkar,
-    "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016.
+    Then the winner's neighbours in time are tried on all hosts, until none of them is better. Ranked by the mean score
+    with validation accuracy; the test split is not touched. Jamieson and Talwalkar, "Non-stochastic Best Arm
+    Identification and Hyperparameter Optimization", 2016.
 
     Args:
-        seeds: training seeds.
-        rounds: how many of them each round uses, as far as there are as many; the last one decides.
+        seeds: host seeds that the final report does not use, as many as the last round needs.
+        rounds: how many of them each round uses; the last one decides.
     """
-    rounds = list(dict.fromkeys(min(count, len(seeds)) for count in rounds))
-    left = everyone = candidates(task, actions)
+    everyone = candidates(task, actions)
     counts = [max(1, round(len(everyone) * _SURVIVORS**i)) for i in range(len(rounds))]
-    played_before = [0, *rounds[:-1]]
-    total = sum(count * (seen - before) for count, seen, before in zip(counts, rounds, played_before, strict=True))
-    done = 0
+    planned = sum(
+        count * (hosts - before) for count, hosts, before in zip(counts, rounds, [0, *rounds[:-1]], strict=True)
+    )
+    played: dict[Schedule, int] = {}
     scores: dict[Schedule, float] = {}
-    for count, seen, before in zip(counts, rounds, played_before, strict=True):
+
+    def play(schedule: Schedule, hosts: int) -> None:
+        outcomes = play_missing(
+            store, algorithm, f"search: {schedule}", schedule.policy(actions), seeds[:hosts], measure_test=False
+        )
+        scores[schedule], played[schedule] = fmean(outcome.val_score for outcome in outcomes), hosts
+        done = sum(played.values())
+        on_episode(done, max(done + 1, planned))
+
+    left = everyone
+    for count, hosts in zip(counts, rounds, strict=True):
         left = sorted(left, key=lambda schedule: -scores.get(schedule, 0.0))[:count]
         for schedule in left:
-            outcomes = play_missing(
-                store, algorithm, f"search: {schedule}", schedule.policy(actions), seeds[:seen], measure_test=False
-            )
-            scores[schedule] = fmean(outcome.val_score for outcome in outcomes)
-            done += seen - before
-            on_episode(done, total)
+            play(schedule, hosts)
     best = max(left, key=lambda schedule: scores[schedule])
-    return FoundSchedule(best, scores[best], rounds[-1], len(everyone), total)
+    while untried := [s for s in neighbours(best, task) if played.get(s, 0) < rounds[-1]]:
+        for schedule in untried:
+            play(schedule, rounds[-1])
+        left = [*left, *untried]
+        best = max(left, key=lambda schedule: scores[schedule])
+    episodes = sum(played.values())
+    on_episode(episodes, episodes)
+    ranking = sorted(((s, scores[s]) for s in left), key=lambda pair: -pair[1])[:_RANKED]
+    return FoundSchedule(ranking, rounds[-1], len(played), episodes)
+
+
+def neighbours(schedule: Schedule, task: TaskSpec) -> list[Schedule]:
+    """Returns the schedules that germinate an epoch, or fossilize two epochs, earlier or later; none of waiting."""
+    if schedule.blueprint_id is None:
+        return []
+    growth, last_decision = task.earliest_probation - task.earliest_germination, task.max_epochs - 1
+    times = [
+        (schedule.germinate_at - 1, schedule.fossilize_at),
+        (schedule.germinate_at + 1, schedule.fossilize_at),
+        (schedule.germinate_at, schedule.fossilize_at - 2),
+        (schedule.germinate_at, schedule.fossilize_at + 2),
+    ]
+    found = []
+    for germinate_at, fossilize_at in times:
+        fossilize_at = min(max(fossilize_at, germinate_at + growth), last_decision)
+        if task.earliest_germination <= germinate_at <= last_decision - growth:
+            found.append(Schedule(schedule.blueprint_id, germinate_at, fossilize_at))
+    return [near for near in dict.fromkeys(found) if near != schedule]
 
 
 def _evenly(first: int, last: int, steps: int) -> list[int]:

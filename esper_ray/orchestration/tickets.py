@@ -70,5 +70,10 @@ def spread(seeds: Sequence[int], runners: int, grown: Sequence[str | None] | Non
 
 
 def held_out_seeds(count: int) -> list[int]:
-    """Returns the first `count` host seeds that no training uses, the same for every run and number of actors."""
+    """Returns the first `count` host seeds of final reports: the same for every run, and none that training uses."""
     return [derive_seed(0, Stream.HELD_OUT, i) for i in range(count)]
+
+
+def development_seeds(count: int) -> list[int]:
+    """Returns the first `count` host seeds of evaluations during training: neither training's nor a final report's."""
+    return [derive_seed(1, Stream.HELD_OUT, i) for i in range(count)]

@@ -18,7 +18,7 @@ from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, me
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_run
 from esper_ray.orchestration.progress import BoardReader
 from esper_ray.orchestration.run_folder import RunFolder
-from esper_ray.orchestration.tickets import FinishedEpisode, assign, held_out_seeds, spread
+from esper_ray.orchestration.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.policies import WaitPolicy
 from esper_ray.seeding import Stream, derive_seed
 
@@ -33,6 +33,7 @@ class RunResult:
         wait_only: of the hosts that never grew a seed.
         trained: of every training episode, in the order of the iterations.
         stage_counts: episodes that were in each stage at some time.
+        host_epochs: trained for the learner, twins of the reward included.
         forced_epochs: host epochs before the first real choice of an episode; `taken_over_epochs` of them were not
             trained, because the host pool had them.
         interrupted: the run was ended before its last iteration.
@@ -44,6 +45,7 @@ class RunResult:
     trained: list[float] = field(default_factory=list)
     stage_counts: dict[str, int] = field(default_factory=dict)
     fossilized: int = 0
+    host_epochs: int = 0
     forced_epochs: int = 0
     taken_over_epochs: int = 0
     actors_lost: int = 0
@@ -76,11 +78,13 @@ class RunResult:
             "wait_only": self.wait_only,
             "episodes_reaching": self.stage_counts,
             "fossilized": self.fossilized,
+            "host_epochs": self.host_epochs,
             "host_epochs_before_first_choice": self.forced_epochs,
             "host_epochs_taken_over": self.taken_over_epochs,
             "actors_lost": self.actors_lost,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
+            "complete": self.iterations == self.plan.iterations,
         }
 
 
@@ -109,12 +113,12 @@ def _finish(algorithm: EpisodePPO, board: BoardReader, folder: RunFolder, result
     board.close()
     result.iterations = algorithm.iteration
     result.actors_lost = algorithm.actors_lost
-    result.checkpoint = _save(result.plan, algorithm, folder)
+    result.checkpoint = _save(result.plan, algorithm, folder, result)
     result.seconds = seconds
     folder.write_summary(result.as_dict())
 
 
-def _save(plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder) -> Path:
+def _save(plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder, result: RunResult) -> Path:
     config, iteration = plan.config, algorithm.iteration
     facts = CheckpointFacts(
         versions=present_versions(),
@@ -126,9 +130,8 @@ def _save(plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder) -> Path:
         episodes_per_iteration=plan.episodes,
         host_pool=config.host_pool,
         iteration=iteration,
-        host_epochs=iteration * plan.episodes * plan.task.max_epochs,
+        host_epochs=result.host_epochs,
         plugins=config.plugin,
-        files={},
     )
 
     def save(path: str) -> None:
@@ -157,7 +160,7 @@ def _play_wait_only(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO, o
 
 def _evaluate(config: TrainConfig, plan: RunPlan, algorithm: EpisodePPO) -> dict[str, Any]:
     """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
-    seeds = held_out_seeds(config.evaluation_episodes)
+    seeds = development_seeds(config.evaluation_episodes)
     assert not set(seeds) & algorithm.training_seeds(plan.iterations), "held-out seeds must not occur in training"
     tickets = spread(seeds, min(plan.placement.runners, len(seeds)))
     algorithm.keep_from = inf
@@ -195,12 +198,13 @@ def _iterate(
         result.trained += [record.kept_val_accuracy for record in records]
         result.fossilized += sum(record.final_stage == "FOSSILIZED" for record in records)
         learner = learner_metrics(rllib_result) | algorithm.learner_figures
+        result.host_epochs += sum(record.trained_epochs for record in records)
         result.forced_epochs += sum(record.forced_beginning for record in records)
         result.taken_over_epochs += sum(record.taken_over for record in records)
         row = {
             "iteration": iteration,
             "episodes": len(result.trained),
-            "host_epochs": len(result.trained) * plan.task.max_epochs - result.taken_over_epochs,
+            "host_epochs": result.host_epochs,
             "seconds": time.monotonic() - started,
             "episodes_per_second": len(records) / (time.monotonic() - iteration_started),
             **episode_metrics(records, plan.action_names),
@@ -208,11 +212,13 @@ def _iterate(
             "warnings": warnings_of(learner, iteration, plan.iterations),
             "actors_lost": algorithm.actors_lost,
         }
-        if config.evaluate_every and iteration % config.evaluate_every == 0:
-            row["evaluation"] = _evaluate(config, plan, algorithm)
         for stage, count in row["episodes_reaching"].items():
             result.stage_counts[stage] = result.stage_counts.get(stage, 0) + count
-        folder.add_iteration(row)
-        observer.on_iteration(row)
+        try:
+            if config.evaluate_every and iteration % config.evaluate_every == 0:
+                row["evaluation"] = _evaluate(config, plan, algorithm)
+        finally:  # the iteration counts, whether its evaluation was interrupted or not
+            folder.add_iteration(row)
+            observer.on_iteration(row)
         if iteration % config.checkpoint_every == 0:
-            _save(plan, algorithm, folder)
+            _save(plan, algorithm, folder, result)

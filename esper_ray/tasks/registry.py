@@ -17,7 +17,7 @@ _IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes",
 """What makes a task this task; no override changes it."""
 
 
-_FREE = "variety.options."
+_OPTION_PREFIX = "variety.options."
 """What follows is an option of the host."""
 
 
@@ -57,9 +57,10 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
         values["variety"]["options"] = {}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
-        if key not in known and not (key.startswith(_FREE) and "." not in key.removeprefix(_FREE)):
+        if key not in known and not (key.startswith(_OPTION_PREFIX) and "." not in key.removeprefix(_OPTION_PREFIX)):
             raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
+    _require_not_drawn(values, overrides)
     try:
         return TaskSpec.model_validate(values)
     except ValidationError as error:
@@ -68,6 +69,17 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
             raise ConfigurationError(str(first["ctx"]["error"])) from None
         where = ".".join(str(part) for part in first["loc"]) or name
         raise ConfigurationError(f"task setting {where}={first['input']!r}: {first['msg']}") from None
+
+
+def _require_not_drawn(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuses an option of the host that each episode draws for itself."""
+    options = values["variety"]["options"] if values["variety"]["enabled"] else {}
+    for option in options:
+        if f"host.{option}" in overrides:
+            raise ConfigurationError(
+                f"host.{option} is drawn for each host, from variety.options.{option}={list(options[option])}: "
+                f"change that, or leave --host-variety out"
+            )
 
 
 def task_settings(task: TaskSpec) -> dict[str, Any]:

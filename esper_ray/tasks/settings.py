@@ -1,6 +1,5 @@
 """The parts of a task. Every default stands here once; `shipped.py` says where a task departs from it."""
 
-from math import inf
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,7 +8,7 @@ from esper_ray.models import host_options
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HostSettings(_Settings):
@@ -19,7 +18,7 @@ class HostSettings(_Settings):
         ConfigurationError: the kind or an option is unknown, or a value is not valid.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     kind: str = "cnn"
     """Name of a registered host."""
@@ -88,7 +87,7 @@ class VarietySettings(_Settings):
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> "VarietySettings":
-        limits = {"lr_factor": (1e-6, inf), "train_share": (1e-6, 1.0), "label_noise": (0.0, 0.999)}
+        limits = {"lr_factor": (1e-6, 1e6), "train_share": (1e-6, 1.0), "label_noise": (0.0, 0.999)}
         for name, (least, most) in limits.items():
             low, high = getattr(self, name)
             if not least <= low <= high <= most:

@@ -1,7 +1,9 @@
 """Hosts that differ: from a task and a host seed to the task of one particular host."""
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import exp, log
 from typing import Any
 
@@ -16,8 +18,8 @@ from esper_ray.tasks.spec import TaskSpec
 def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
     """Returns the task of the host that a seed stands for: the task itself unless `variety.enabled`.
 
-    Drawn are, in this order: the options of the host, its slot, the learning rate, the share of the training data and
-    the label noise. The result has no variety left.
+    Drawn are, in this order: the options of the host by name, its slot, the learning rate, the share of the training
+    data and the label noise. The result has no variety left.
 
     Raises:
         ConfigurationError: an option of `variety.options` is unknown, or a value is not valid.
@@ -26,7 +28,7 @@ def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
     if not variety.enabled:
         return task
     rng = np.random.default_rng(derive_seed(host_seed, Stream.HOST_DRAW))
-    drawn = {option: values[int(rng.integers(len(values)))] for option, values in variety.options.items()}
+    drawn = {option: values[int(rng.integers(len(values)))] for option, values in sorted(variety.options.items())}
     host = _host_with(task, drawn)
     if variety.any_slot:
         slots = _injection_points(task, host)
@@ -79,6 +81,11 @@ def _host_with(task: TaskSpec, drawn: Mapping[str, Any]) -> HostSettings:
 
 
 def _injection_points(task: TaskSpec, host: HostSettings) -> list[str]:
+    return _points_of(host.kind, task.input_shape, task.classes, json.dumps(host.options, sort_keys=True))
+
+
+@lru_cache
+def _points_of(kind: str, input_shape: tuple[int, ...], classes: int, options: str) -> list[str]:
+    """Builds such a host once, only to ask it."""
     with seeded(0):
-        built = build_host(host.kind, task.input_shape, task.classes, host.options)
-    return list(built.injection_points)  # type: ignore[arg-type]
+        return list(build_host(kind, input_shape, classes, json.loads(options)).injection_points)  # type: ignore[arg-type]

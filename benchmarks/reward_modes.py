@@ -1,0 +1,102 @@
+"""Which reward mode? Trains each of them with several seeds and holds all policies against the same controls.
+
+    python benchmarks/reward_modes.py --out runs/reward_modes
+
+Every run lies in a folder of its own. What is there already is not trained or played again, so the command can be
+ended and repeated. The table goes to standard output and, as Markdown, to OUT/table.md.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from esper_ray.cli.main import run
+
+MODES = ("gain", "paired", "sparse", "loss", "contribution")
+CONTROLS = ("wait", "random", "heuristic", "schedule")
+
+
+def main() -> None:
+    """Trains, compares and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="training seeds of each mode")
+    parser.add_argument("--episodes", type=int, default=100, help="held-out hosts")
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("train", nargs="*", help="further flags of `esper-ray train`, after --")
+    given = parser.parse_args()
+    found = {}
+    for mode in given.modes:
+        checkpoints = [_trained(given.out / f"{mode}_{seed}", mode, seed, given.train) for seed in range(given.seeds)]
+        found[mode] = _compared(given.out, mode, checkpoints, given.episodes)
+    table = _table(found)
+    (given.out / "table.md").write_text(table)
+    print(table)
+
+
+def _trained(folder: Path, mode: str, seed: int, more: list[str]) -> Path:
+    arguments = ["--reward", mode, "--seed", seed, *more]
+    if not _is_done(folder, arguments):
+        _esper_ray("train", *arguments, "--out", folder, "--overwrite")
+        (folder / "arguments.json").write_text(json.dumps(arguments))
+    (checkpoint,) = sorted((folder / "checkpoints").glob("iteration_*"))[-1:]
+    return checkpoint
+
+
+def _is_done(folder: Path, arguments: list[object]) -> bool:
+    """Returns whether a run with exactly these arguments lies there and went to its end."""
+    try:
+        summary, given = (json.loads((folder / name).read_text()) for name in ("summary.json", "arguments.json"))
+    except (OSError, ValueError):
+        return False
+    return bool(summary["complete"]) and given == arguments
+
+
+def _compared(out: Path, mode: str, checkpoints: list[Path], episodes: int) -> dict[str, Any]:
+    """Compares the checkpoints of a mode; the controls' episodes are played once for all modes."""
+    controls = ",".join(CONTROLS)
+    _esper_ray("compare", *checkpoints, "--controls", controls, "--episodes", episodes, "--out", out / "held_out")
+    result = out / "held_out" / "comparison.json"
+    kept = out / f"comparison_{mode}.json"
+    result.replace(kept)
+    return dict(json.loads(kept.read_text()))
+
+
+def _esper_ray(*arguments: object) -> None:
+    code = run([str(argument) for argument in arguments])
+    if code:
+        sys.exit(code)
+
+
+def _table(found: dict[str, dict[str, Any]]) -> str:
+    """Returns a row per mode: means over the training seeds, and the paired difference from the best schedule."""
+    lines = [
+        "| reward | score, sampled (each training seed) | kept test %, sampled | score, greedy | − wait | − schedule |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for mode, result in found.items():
+        rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "greedy")}
+        each = ", ".join(f"{row['score']:.1f}" for row in rows["sampled"])
+        greedy = ", ".join(f"{row['score']:.1f}" for row in rows["greedy"])
+        lines.append(
+            f"| `{mode}` | {_mean(rows['sampled'], 'score')} ({each}) | {_mean(rows['sampled'], 'kept_test_accuracy')} "
+            f"| {_mean(rows['greedy'], 'score')} ({greedy}) | {_difference(result, 'wait')} "
+            f"| {_difference(result, 'schedule')} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> str:
+    return f"{sum(row[name] for row in rows) / len(rows):.1f}"
+
+
+def _difference(result: dict[str, Any], control: str) -> str:
+    difference = result["controls"][control]["difference"]
+    low, high = difference["ci95"]
+    return f"{difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+if __name__ == "__main__":
+    main()
