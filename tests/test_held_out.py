@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,20 @@ from esper_ray.cli.main import run
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
-from esper_ray.models import blueprints
 from esper_ray.orchestration import checkpoint as checkpoints
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.checkpoint import held_out, read_facts, write_facts
 from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.learned_policy import LearnedPolicy
-from esper_ray.orchestration.tickets import held_out_seeds
+from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.tickets import development_seeds, held_out_seeds
 from esper_ray.policies import SchedulePolicy
 
 SMALL = [
     *("--episodes-per-iteration", "6", "--max-epochs", "12", "--wait-only-episodes", "0", "--ppo.minibatch-size", "32"),
-    *("--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
+    *("--set", "data.train_samples=64", "data.validation_samples=50", "decisions.min_cull_age=11"),
 ]
 ROUNDS = ["--search-rounds", "1,2"]
 
@@ -102,12 +103,9 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     out = tmp_path / "held_out"
     greedy = ["--greedy"] * (way == "greedy")
     assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
-    algorithm = EpisodePPO.from_checkpoint(str(trained.absolute()))
-    weights = algorithm.learner_group.get_weights()["default_policy"]
-    config = algorithm.config.copy(copy_frozen=False)
-    algorithm.stop()
+    actor = ActorSettings(read_facts(trained).task_spec())
+    config = build_config(actor, PPOSettings(), Placement(1, 1, 0.0), iterations=1, episodes_per_iteration=4, seed=0)
     config.environment(HeldOutEnv)
-    config.env_runners(num_env_runners=1)
     config.evaluation(
         evaluation_interval=1,
         evaluation_num_env_runners=0,
@@ -117,7 +115,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     )
     algorithm = EpisodePPO(config=config)
     try:
-        algorithm.learner_group.set_weights({"default_policy": weights})
+        algorithm.restore_from_path(str(trained / "learner_group"), component="learner_group")
         algorithm.eval_env_runner.module.set_state(algorithm.policy_network.get_state())
         found = algorithm.evaluate()["env_runners"]
     finally:
@@ -129,20 +127,20 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     assert found["episode_return_max"] == pytest.approx(max(returns), rel=1e-5)
 
 
-def test_evaluations_during_training_are_in_the_metrics_and_play_the_same_hosts(trained: Path, tmp_path: Path) -> None:
+def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(trained: Path) -> None:
     metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
     assert "evaluation" not in metrics[0]
     found = metrics[1]["evaluation"]
     assert found["episodes"] == 3
-    out = tmp_path / "held_out"
+    seeds = development_seeds(3)
+    assert not set(seeds) & {*held_out_seeds(100), *read_facts(trained).training_seeds()}
+    env = MorphogenesisEnv(read_facts(trained).task_spec())
     for way in ("sampled", "greedy"):
-        assert (
-            run(["evaluate", str(trained), "--episodes", "3", "--out", str(out), *["--greedy"] * (way == "greedy")])
-            == 0
-        )
-        played = [row for row in rows(out) if row["policy"].startswith(way)]
-        assert found[way]["kept_val_accuracy"] == pytest.approx(np.mean([r["kept_val_accuracy"] for r in played]))
-        assert found[way]["score"] == pytest.approx(np.mean([r["val_score"] for r in played]), rel=1e-6)
+        policy = LearnedPolicy.from_checkpoint(trained, greedy=way == "greedy")
+        records = [play_episode(env, policy, seed) for seed in seeds]
+        expected = np.mean([record.kept_val_accuracy for record in records])
+        assert found[way]["kept_val_accuracy"] == pytest.approx(expected, rel=1e-6)
+        assert found[way]["score"] == pytest.approx(np.mean([record.val_score for record in records]), rel=1e-6)
 
 
 # --- compare ------------------------------------------------------------------------------------------------------
@@ -158,7 +156,7 @@ def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training_hosts(
     trained: Path, compared: Path
 ) -> None:
-    held, training = set(held_out_seeds(4)), set(read_facts(trained).training_seeds())
+    held, training = set(held_out_seeds(4)), set(read_facts(trained).search_seeds(2))
     seeds: dict[str, list[int]] = {}
     for row in rows(compared):
         assert (row["kept_test_accuracy"] is None) == row["policy"].startswith("search")
@@ -166,8 +164,8 @@ def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training
     searched = [name for name in seeds if name.startswith("search")]
     assert len(searched) > 20
     assert set().union(*(seeds.pop(name) for name in searched)) <= training
-    assert len(training) <= 4
-    assert not held & training
+    assert training <= set(read_facts(trained).training_seeds())
+    assert not held & set(read_facts(trained).training_seeds())
     digest = read_facts(trained).digest
     for name in ("wait", "random", "heuristic", f"sampled {digest}", f"greedy {digest}"):
         assert sorted(seeds[name]) == sorted(held)
@@ -190,10 +188,13 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
                 entry = entry if part == "difference" else entry["difference"]
                 assert entry["mean"] == pytest.approx(np.mean(np.subtract(ours, theirs)), abs=1e-4)
                 assert entry["ci95"][0] <= entry["mean"] <= entry["ci95"][1]
-    assert found["checkpoints"][str(trained)]["controls"] == found["controls"]
-    assert "On 4 held-out hosts" in found["verdict"] or "on 4 held-out hosts" in found["verdict"]
+    own = found["checkpoints"][str(trained)]
+    assert own["controls"] == found["controls"]
+    assert (own["seed"], own["iteration"], own["digest"]) == (0, 2, digest)
+    assert found["verdict"].startswith("No difference shown")  # four hosts are too few
     spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
-    assert spent["sampled"] == 2 * 6 * 12
+    metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
+    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * 12
     assert spent["schedule"] == found["schedule"]["episodes"] * 12
     assert spent["wait"] == 0
 
@@ -224,7 +225,8 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
     kept = set((out / "episodes.jsonl").read_text().splitlines()[:-1])
     assert run(["compare", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *ROUNDS]) == 0
     again, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, compared))
-    assert again | {"seconds": 0} == before | {"seconds": 0}
+    of_this_call = {"seconds": 0, "run": {}}
+    assert again | of_this_call == before | of_this_call
     assert kept <= set((out / "episodes.jsonl").read_text().splitlines())
     assert len(rows(out)) == len(rows(compared))
     printed = capsys.readouterr().out
@@ -244,7 +246,7 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     out = tmp_path / "held_out"
     controls = ["--controls", "wait", "--episodes", "3", "--out", str(out)]
     assert run(["compare", str(trained), str(second), *controls]) == 0
-    found = json.loads((out / "comparison.json").read_text())
+    found = json.loads((out / "comparison-of-2.json").read_text())
     each = [found["checkpoints"][str(path)]["controls"]["wait"]["difference"]["mean"] for path in (trained, second)]
     assert found["controls"]["wait"]["difference"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
     assert "(seed 7)" in capsys.readouterr().out.replace("\n", " ").replace("│", "").replace("  ", " ")
@@ -252,31 +254,37 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     varied = tmp_path / "varied"
     assert run(["train", "--iterations", "1", "--host-variety", "--out", str(varied), *SMALL]) == 0
     third = varied / "checkpoints" / "iteration_000001"
-    assert "differ in task, task.variety: compare them one by one" in refused(capsys, "compare", trained, third)
+    assert "differ in variety: compare them one by one" in refused(capsys, "compare", trained, third)
+    again = tmp_path / "again" / trained.name
+    shutil.copytree(trained, again)
+    assert "have the same training seed 0" in refused(capsys, "compare", trained, again)
+    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4"]) == 0
+    assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
+    by_host = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())["by_host"]
+    kinds = [row for row in by_host if "blocks" in row["hosts"]]
+    thirds = [row for row in by_host if "training data" in row["hosts"]]
+    for groups in (kinds, thirds):
+        assert sum(row["count"] for row in groups) == 4
+        assert all(sum(row["kept"].values()) == pytest.approx(1) for row in groups)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_what_differs(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "trained on task digits, not on --task pydoc" in refused(capsys, "evaluate", checkpoint, "--task", "pydoc")
     assert "no such folder" in refused(capsys, "evaluate", tmp_path / "nowhere")
     assert "no checkpoint of this version" in refused(capsys, "evaluate", tmp_path)
 
     facts = read_facts(checkpoint)
-    write_facts_again(checkpoint, replace(facts, versions={**facts.versions, "esper_ray": "0.0.1"}))
+    write_facts_again(checkpoint, facts.model_copy(update={"versions": {**facts.versions, "esper_ray": "0.0.1"}}))
     assert "was written with esper_ray 0.0.1, this is" in refused(capsys, "compare", checkpoint)
-    write_facts_again(checkpoint, replace(facts, actions=(*facts.actions, "GERMINATE_WINGS")))
+    write_facts_again(checkpoint, facts.model_copy(update={"actions": (*facts.actions, "GERMINATE_WINGS")}))
     assert "actions differ from the present ones: it has GERMINATE_WINGS" in refused(capsys, "evaluate", checkpoint)
-    write_facts_again(checkpoint, replace(facts, observation=facts.observation[1:]))
+    write_facts_again(checkpoint, facts.model_copy(update={"observation": facts.observation[1:]}))
     assert "observation differ from the present ones: here there is epoch" in refused(capsys, "evaluate", checkpoint)
-
-    write_facts_again(checkpoint, facts)
-    monkeypatch.setattr(blueprints, "_REGISTRY", dict(blueprints._REGISTRY))
-    del blueprints._REGISTRY["cnn", "norm"]
-    assert "it has GERMINATE_NORM" in refused(capsys, "evaluate", checkpoint)
 
 
 def write_facts_again(checkpoint: Path, facts: checkpoints.CheckpointFacts) -> None:
@@ -285,16 +293,21 @@ def write_facts_again(checkpoint: Path, facts: checkpoints.CheckpointFacts) -> N
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (checkpoint / "esper_ray.json").read_text()
     weights = next(checkpoint.rglob("rl_module/**/module_state.p*"))
     content = weights.read_bytes()
     weights.write_bytes(content[:-7] + b"garbage")
     assert "is not as it was written; take another one" in refused(capsys, "evaluate", checkpoint)
     weights.unlink()
-    assert f"{weights.name} is missing" in refused(capsys, "evaluate", checkpoint)
+    assert f"{weights.name} cannot be read: No such file" in refused(capsys, "evaluate", checkpoint)
     (checkpoint / "esper_ray.json").write_text("{")
     assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
-    (checkpoint / "esper_ray.json").write_text(json.dumps({"versions": checkpoints.present_versions()}))
-    assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
+    facts = checkpoint / "esper_ray.json"
+    for content in ("[]", '{"versions": [1]}', json.dumps({"versions": checkpoints.present_versions()})):
+        facts.write_text(content)
+        assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
+    facts.write_text(whole.replace('"seed": 0', '"seed": 5'))
+    assert "esper_ray.json is not as it was written" in refused(capsys, "evaluate", checkpoint)
 
 
 def test_other_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,13 +316,19 @@ def test_other_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys: p
     assert "rising whole numbers" in refused(capsys, "compare", checkpoint, "--search-rounds", "4,2")
     assert "--episodes" in refused(capsys, "evaluate", checkpoint, "--episodes", "0")
     assert "Checkpoint folder, RUN/checkpoints/iteration_N. (required)" in refused(capsys, "evaluate")
+    assert "compare expects at least one checkpoint folder" in refused(capsys, "compare")
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "holds other files" in refused(capsys, "evaluate", checkpoint, "--out", tmp_path)
     assert "is not a folder" in refused(capsys, "evaluate", checkpoint, "--out", tmp_path / "thesis.tex")
     out = tmp_path / "held_out"
     out.mkdir()
     (out / "settings.json").write_text('{"task": {}, "rent": 1.0}')
-    assert "holds episodes of another task, versions" in refused(capsys, "evaluate", checkpoint, "--out", out)
+    assert "holds episodes of another code, data, device" in refused(capsys, "evaluate", checkpoint, "--out", out)
+    (out / "settings.json").write_text("[]")
+    assert "holds no settings" in refused(capsys, "evaluate", checkpoint, "--out", out)
+    fresh = tmp_path / "fresh"
+    assert "runners do not fit" in refused(capsys, "evaluate", checkpoint, "--runners", "400", "--out", fresh)
+    assert not fresh.exists()
 
 
 def test_held_out_hosts_that_training_used_are_an_error_in_the_program(
@@ -336,5 +355,5 @@ def test_the_best_schedule_can_be_followed_without_ray(compared: Path, trained: 
     for row in rows(compared):
         if row["policy"].startswith("search"):
             scores.setdefault(row["policy"], []).append(row["val_score"])
-    decided = {name: np.mean(of_name) for name, of_name in scores.items() if len(of_name) == found["seeds"]}
+    decided = {name: np.mean(of_name) for name, of_name in scores.items() if len(of_name) == found["hosts"]}
     assert found["score"] == pytest.approx(max(decided.values()), rel=1e-6)

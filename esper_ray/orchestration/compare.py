@@ -135,8 +135,9 @@ class Comparison:
                     "verdict": score.verdict,
                     "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
                 }
-            own = _row(self.controls[name]) if name in self.controls else {}
-            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]} | own
+            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
+            if name in self.controls:
+                controls[name]["means"] = _row(self.controls[name])
         return {
             "verdict": self.verdict(checkpoints),
             "greedy_verdict": self.verdict(checkpoints, "greedy"),
