@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from esper_ray.episode import ActionTable
-from esper_ray.orchestration.comparison import (
+from esper_ray.orchestration.episode_store import Outcome
+from esper_ray.orchestration.paired import (
     Difference,
     means,
     over_training_seeds,
     paired_difference,
     verdict,
 )
-from esper_ray.orchestration.episode_store import Outcome
 from esper_ray.orchestration.schedule_search import Schedule, candidates
 from esper_ray.tasks import get_task_spec
 

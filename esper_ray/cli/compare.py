@@ -6,8 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from esper_ray.cli.display import make_display
-from esper_ray.orchestration import comparison
-from esper_ray.orchestration.compare import WAYS, Comparison, Played, compare
+from esper_ray.orchestration import paired
+from esper_ray.orchestration.compare import compare
+from esper_ray.orchestration.comparison import WAYS, Comparison, Played
 from esper_ray.orchestration.config import CompareConfig
 
 
@@ -63,7 +64,7 @@ def _policies(result: Comparison) -> Table:
 
 
 def _add(table: Table, name: str, played: Played) -> None:
-    means = comparison.means(played.outcomes)
+    means = paired.means(played.outcomes)
     table.add_row(
         name,
         f"{means['score']:.1f}",
@@ -114,7 +115,7 @@ def _differences(result: Comparison, way: str) -> Table:
     )
     names = list(result.facts)
     for control in result.control_names:
-        score = result.difference(control, way, names, comparison.score)
-        accuracy = result.difference(control, way, names, comparison.test_accuracy)
+        score = result.difference(control, way, names, paired.score)
+        accuracy = result.difference(control, way, names, paired.test_accuracy)
         table.add_row(control, f"{score:.2f}", f"{accuracy:.2f}", score.verdict)
     return table

@@ -2,16 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from esper_ray.episode import ActionTable, Policy
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration import comparison
 from esper_ray.orchestration.algorithm import EpisodePPO
 from esper_ray.orchestration.checkpoint import CheckpointFacts, held_out, require_same_spaces
-from esper_ray.orchestration.comparison import Difference, paired_difference
+from esper_ray.orchestration.comparison import WAYS, Comparison, Played
 from esper_ray.orchestration.config import CompareConfig
 from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.evaluate import (
@@ -22,7 +19,6 @@ from esper_ray.orchestration.evaluate import (
     store_settings,
     with_plugins,
 )
-from esper_ray.orchestration.growth_by_host import growth_by_host
 from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run_folder import write_json
@@ -30,147 +26,6 @@ from esper_ray.orchestration.schedule_search import FoundSchedule, search_schedu
 from esper_ray.policies import HeuristicPolicy, RandomPolicy, WaitPolicy
 
 _FILE = "comparison.json"
-WAYS = ("sampled", "greedy")
-
-
-@dataclass(frozen=True)
-class Played:
-    """One policy's outcomes on the held-out hosts, and the host epochs that it took to get the policy."""
-
-    outcomes: list[Outcome]
-    host_epochs: int = 0
-
-
-@dataclass
-class Comparison:
-    """What the episodes came to.
-
-    Attributes:
-        facts: of each checkpoint, by its folder.
-        learned: (checkpoint, "sampled" or "greedy") → its episodes.
-        controls: control → its episodes.
-        static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
-        schedule: what the search found, if it was asked for.
-        file: where the numbers were written.
-    """
-
-    plan: RunPlan
-    seeds: list[int]
-    facts: dict[str, CheckpointFacts]
-    learned: dict[tuple[str, str], Played]
-    controls: dict[str, Played]
-    static: dict[tuple[str, str], Played]
-    schedule: FoundSchedule | None
-    file: Path
-    seconds: float = 0.0
-
-    @property
-    def control_names(self) -> list[str]:
-        """The controls, in the order in which they are reported."""
-        return [*self.controls, *(["static-final"] if self.static else [])]
-
-    def difference(self, control: str, way: str, checkpoints: Sequence[str], measure: Any) -> Difference:
-        """Returns learned − control, paired by host; over several checkpoints each host counts with their mean.
-
-        Args:
-            way: "sampled" or "greedy".
-            measure: `comparison.score` or `comparison.test_accuracy`.
-        """
-        ours = comparison.over_training_seeds([measure(self.learned[c, way].outcomes) for c in checkpoints])
-        if control == "static-final":
-            played = [self.static[c, way] for c in checkpoints]
-            return paired_difference(ours, comparison.over_training_seeds([measure(p.outcomes) for p in played]))
-        return paired_difference(ours, measure(self.controls[control].outcomes))
-
-    def differences(self, way: str, checkpoints: Sequence[str]) -> dict[str, Difference]:
-        """Returns control → difference in the score of record."""
-        return {name: self.difference(name, way, checkpoints, comparison.score) for name in self.control_names}
-
-    def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
-        """Returns in a sentence what the checkpoints' scores of record say."""
-        together = f", the mean of {len(checkpoints)} training seeds" if len(checkpoints) > 1 else ""
-        who = f"the learned policy ({way}{together})"
-        return comparison.verdict(self.differences(way, checkpoints), len(self.seeds), who)
-
-    @property
-    def by_host(self) -> list[dict[str, Any]]:
-        """What the policies, sampled, did on which hosts, where hosts differ; see `growth_by_host`."""
-        if not self.plan.task.variety.enabled:
-            return []
-        against = next((name for name in ("schedule", "wait") if name in self.controls), None)
-        learned = [self.learned[name, "sampled"].outcomes for name in self.facts]
-        return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
-        everyone = list(self.facts)
-        sections = {
-            name: {"digest": facts.digest, "seed": facts.seed, "iteration": facts.iteration, **self._section([name])}
-            for name, facts in self.facts.items()
-        }
-        return {
-            "task": self.plan.task.name,
-            "episodes": len(self.seeds),
-            "rent": self.plan.task.reward.rent,
-            "reward_mode": self.plan.task.reward.mode,
-            **self._section(everyone),
-            "policies": self._policies(),
-            "schedule": self._schedule(),
-            "by_host": self.by_host,
-            "checkpoints": sections,
-            "run": self.plan.as_dict(),
-            "seeds": self.seeds,
-            "seconds": self.seconds,
-        }
-
-    def _section(self, checkpoints: list[str]) -> dict[str, Any]:
-        controls: dict[str, Any] = {}
-        for name in self.control_names:
-            ways = {}
-            for way in WAYS:
-                score = self.difference(name, way, checkpoints, comparison.score)
-                accuracy = self.difference(name, way, checkpoints, comparison.test_accuracy)
-                ways[way] = {
-                    "difference": score.as_dict(),
-                    "verdict": score.verdict,
-                    "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
-                }
-            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
-            if name in self.controls:
-                controls[name]["means"] = _row(self.controls[name])
-        return {
-            "verdict": self.verdict(checkpoints),
-            "greedy_verdict": self.verdict(checkpoints, "greedy"),
-            "controls": controls,
-        }
-
-    def _policies(self) -> list[dict[str, Any]]:
-        rows = [
-            {"policy": way, "checkpoint": name} | _row(played) for (name, way), played in sorted(self.learned.items())
-        ]
-        rows += [{"policy": control} | _row(played) for control, played in self.controls.items()]
-        rows += [
-            {"policy": f"static-final of {way}", "checkpoint": name} | _row(played)
-            for (name, way), played in sorted(self.static.items())
-        ]
-        return rows
-
-    def _schedule(self) -> dict[str, Any] | None:
-        if self.schedule is None:
-            return None
-        found = self.schedule
-        ranking = [{**vars(schedule), "score": score} for schedule, score in found.ranking]
-        return {
-            **ranking[0],
-            "hosts": found.hosts,
-            "candidates": found.candidates,
-            "episodes": found.episodes,
-            "ranking": ranking,
-        }
-
-
-def _row(played: Played) -> dict[str, Any]:
-    return comparison.means(played.outcomes) | {"host_epochs_spent": played.host_epochs}
 
 
 def compare(config: CompareConfig, observer: RunObserver) -> Comparison:

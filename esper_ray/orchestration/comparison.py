@@ -1,114 +1,159 @@
-"""The statistics of a comparison: paired differences, bootstrap intervals, and what they say in a sentence."""
+"""What a comparison came to: learned policies, controls, and the differences between them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.stats import bootstrap
-
+from esper_ray.orchestration import paired
+from esper_ray.orchestration.checkpoint import CheckpointFacts
 from esper_ray.orchestration.episode_store import Outcome
+from esper_ray.orchestration.growth_by_host import growth_by_host
+from esper_ray.orchestration.paired import Difference, paired_difference
+from esper_ray.orchestration.plan import RunPlan
+from esper_ray.orchestration.schedule_search import FoundSchedule
 
-_CONFIDENCE = 0.95
-_RESAMPLES = 9_999
-FEWEST_HOSTS = 10
-"""Hosts below which a difference is not called one."""
+WAYS = ("sampled", "greedy")
+Measure = Callable[[Sequence[Outcome]], list[float]]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A mean paired difference, points, its 95 % bootstrap confidence interval, and over how many hosts it is."""
+class Played:
+    """One policy's outcomes on the held-out hosts, and the host epochs that it took to get the policy."""
 
-    mean: float
-    ci95: tuple[float, float]
-    hosts: int
+    outcomes: list[Outcome]
+    host_epochs: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns it as JSON holds it."""
-        return {"mean": self.mean, "ci95": list(self.ci95)}
 
-    def __format__(self, precision: str) -> str:
-        """Returns mean [interval] with the given precision, such as ".2f"."""
-        number = f"+{precision or '.1f'}"
-        return f"{self.mean:{number}} [{self.ci95[0]:{number}}, {self.ci95[1]:{number}}]"
+@dataclass
+class Comparison:
+    """What the episodes came to.
+
+    Attributes:
+        facts: of each checkpoint, by its folder.
+        learned: (checkpoint, "sampled" or "greedy") → its episodes.
+        controls: control → its episodes.
+        static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
+        schedule: what the search found, if it was asked for.
+        file: where the numbers were written.
+    """
+
+    plan: RunPlan
+    seeds: list[int]
+    facts: dict[str, CheckpointFacts]
+    learned: dict[tuple[str, str], Played]
+    controls: dict[str, Played]
+    static: dict[tuple[str, str], Played]
+    schedule: FoundSchedule | None
+    file: Path
+    seconds: float = 0.0
 
     @property
-    def verdict(self) -> str:
-        """ "better", "worse" or "no difference shown"; a handful of hosts shows none."""
-        if self.hosts < FEWEST_HOSTS or self.ci95[0] <= 0 <= self.ci95[1]:
-            return "no difference shown"
-        return "better" if self.ci95[0] > 0 else "worse"
+    def control_names(self) -> list[str]:
+        """The controls, in the order in which they are reported."""
+        return [*self.controls, *(["static-final"] if self.static else [])]
+
+    def difference(
+        self, control: str, way: str, checkpoints: Sequence[str], measure: Callable[[Sequence[Outcome]], list[float]]
+    ) -> Difference:
+        """Returns learned − control, paired by host; over several checkpoints each host counts with their mean.
+
+        Args:
+            way: "sampled" or "greedy".
+            measure: `paired.score` or `paired.test_accuracy`.
+        """
+        ours = paired.over_training_seeds([measure(self.learned[c, way].outcomes) for c in checkpoints])
+        if control == "static-final":
+            played = [self.static[c, way] for c in checkpoints]
+            return paired_difference(ours, paired.over_training_seeds([measure(p.outcomes) for p in played]))
+        return paired_difference(ours, measure(self.controls[control].outcomes))
+
+    def differences(self, way: str, checkpoints: Sequence[str]) -> dict[str, Difference]:
+        """Returns control → difference in the score of record."""
+        return {name: self.difference(name, way, checkpoints, paired.score) for name in self.control_names}
+
+    def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
+        """Returns in a sentence what the checkpoints' scores of record say."""
+        together = f", the mean of {len(checkpoints)} training seeds" if len(checkpoints) > 1 else ""
+        who = f"the learned policy ({way}{together})"
+        return paired.verdict(self.differences(way, checkpoints), len(self.seeds), who)
+
+    @property
+    def by_host(self) -> list[dict[str, Any]]:
+        """What the policies, sampled, did on which hosts, where hosts differ; see `growth_by_host`."""
+        if not self.plan.task.variety.enabled:
+            return []
+        against = next((name for name in ("schedule", "wait") if name in self.controls), None)
+        learned = [self.learned[name, "sampled"].outcomes for name in self.facts]
+        return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
+        everyone = list(self.facts)
+        sections = {
+            name: {"digest": facts.digest, "seed": facts.seed, "iteration": facts.iteration, **self._section([name])}
+            for name, facts in self.facts.items()
+        }
+        return {
+            "task": self.plan.task.name,
+            "episodes": len(self.seeds),
+            "rent": self.plan.task.reward.rent,
+            "reward_mode": self.plan.task.reward.mode,
+            **self._section(everyone),
+            "policies": self._policies(),
+            "schedule": self._schedule(),
+            "by_host": self.by_host,
+            "checkpoints": sections,
+            "run": self.plan.as_dict(),
+            "seeds": self.seeds,
+            "seconds": self.seconds,
+        }
+
+    def _section(self, checkpoints: list[str]) -> dict[str, Any]:
+        controls: dict[str, Any] = {}
+        for name in self.control_names:
+            ways = {}
+            for way in WAYS:
+                score = self.difference(name, way, checkpoints, paired.score)
+                accuracy = self.difference(name, way, checkpoints, paired.test_accuracy)
+                ways[way] = {
+                    "difference": score.as_dict(),
+                    "verdict": score.verdict,
+                    "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
+                }
+            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
+            if name in self.controls:
+                controls[name]["means"] = _row(self.controls[name])
+        return {
+            "verdict": self.verdict(checkpoints),
+            "greedy_verdict": self.verdict(checkpoints, "greedy"),
+            "controls": controls,
+        }
+
+    def _policies(self) -> list[dict[str, Any]]:
+        rows = [
+            {"policy": way, "checkpoint": name} | _row(played) for (name, way), played in sorted(self.learned.items())
+        ]
+        rows += [{"policy": control} | _row(played) for control, played in self.controls.items()]
+        rows += [
+            {"policy": f"static-final of {way}", "checkpoint": name} | _row(played)
+            for (name, way), played in sorted(self.static.items())
+        ]
+        return rows
+
+    def _schedule(self) -> dict[str, Any] | None:
+        if self.schedule is None:
+            return None
+        found = self.schedule
+        ranking = [{**vars(schedule), "score": score} for schedule, score in found.ranking]
+        return {
+            **ranking[0],
+            "hosts": found.hosts,
+            "candidates": found.candidates,
+            "episodes": found.episodes,
+            "ranking": ranking,
+        }
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """Returns the mean of ours − theirs over the host seeds, with the percentile bootstrap interval over host seeds.
-
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Of a single pair it is the difference itself, which
-    says nothing; see `Difference.verdict`.
-    """
-    assert len(ours) == len(theirs), "a difference is paired by host"
-    differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    mean, hosts = float(differences.mean()), len(differences)
-    if hosts < 2:
-        return Difference(mean, (mean, mean), hosts)
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        confidence_level=_CONFIDENCE,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Difference(mean, (float(interval.low), float(interval.high)), hosts)
-
-
-def score(outcomes: Sequence[Outcome]) -> list[float]:
-    """Returns the scores of record."""
-    return [_measured(outcome.test_score) for outcome in outcomes]
-
-
-def test_accuracy(outcomes: Sequence[Outcome]) -> list[float]:
-    """Returns the kept test accuracies, percent."""
-    return [_measured(outcome.kept_test_accuracy) for outcome in outcomes]
-
-
-def _measured(value: float | None) -> float:
-    assert value is not None, "the test split is measured in every episode of a report"
-    return value
-
-
-def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Returns the mean score of record, kept accuracies, added parameters, and the share of hosts that kept a seed."""
-    return {
-        "score": float(np.mean(score(outcomes))),
-        "kept_test_accuracy": float(np.mean(test_accuracy(outcomes))),
-        "kept_val_accuracy": float(np.mean([o.kept_val_accuracy for o in outcomes])),
-        "added_parameters": float(np.mean([o.added_parameters for o in outcomes])),
-        "fossilized_share": float(np.mean([o.kept_blueprint is not None for o in outcomes])),
-    }
-
-
-def over_training_seeds(per_checkpoint: Sequence[Sequence[float]]) -> list[float]:
-    """Returns, for each held-out host, the mean over the checkpoints."""
-    return [float(value) for value in np.mean(np.asarray(per_checkpoint, dtype=float), axis=0)]
-
-
-def verdict(differences: Mapping[str, Difference], episodes: int, who: str) -> str:
-    """Returns in a sentence what the differences in the score of record say, control by control.
-
-    Args:
-        who: what the differences are of, such as "the learned policy (sampled)".
-    """
-    groups: dict[str, list[str]] = {}
-    for control, difference in differences.items():
-        groups.setdefault(difference.verdict, []).append(f"{control} ({difference})")
-    phrases = {
-        "better": "is better than {}",
-        "worse": "is worse than {}",
-        "no difference shown": "shows no difference from {}",
-    }
-    said = "; ".join(phrase.format(", ".join(groups[group])) for group, phrase in phrases.items() if group in groups)
-    if set(groups) == {"no difference shown"}:
-        controls = ", ".join(groups["no difference shown"])
-        return f"No difference shown between {who} and {controls}, on {episodes} held-out hosts."
-    return f"On {episodes} held-out hosts {who} {said}."
+def _row(played: Played) -> dict[str, Any]:
+    return paired.means(played.outcomes) | {"host_epochs_spent": played.host_epochs}

@@ -14,10 +14,10 @@ from esper_ray.orchestration.checkpoint import (
     require_same_spaces,
     require_same_task,
 )
-from esper_ray.orchestration.comparison import means
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
 from esper_ray.orchestration.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.paired import means
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins

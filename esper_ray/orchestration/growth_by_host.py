@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Any
 
-from esper_ray.orchestration.comparison import paired_difference
 from esper_ray.orchestration.episode_store import Outcome
+from esper_ray.orchestration.paired import paired_difference
 
 _SHARE = "data.train_share"
 _PARTS = 3
