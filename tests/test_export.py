@@ -179,7 +179,7 @@ def test_a_host_that_computes_in_a_block_is_refused(tmp_path: Path) -> None:
 
 def finished(number: int, accuracy: float) -> FinishedEpisode:
     record = EpisodeRecord("t", number, accuracy, 1.0, accuracy, 1.0, None, "DORMANT", 10, 0, 1.0, 0.1)
-    return FinishedEpisode(Ticket(1, number, 0), record, {"w": torch.full((2,), float(number))})
+    return FinishedEpisode(Ticket(1, number, 0, 0), record, {"w": torch.full((2,), float(number))})
 
 
 def test_the_best_hosts_are_kept_whatever_the_order_they_come_in(tmp_path: Path) -> None:
