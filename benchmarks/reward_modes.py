@@ -15,7 +15,7 @@ from typing import Any
 from esper_ray.cli.main import run
 
 MODES = ("gain", "paired", "sparse", "loss", "contribution")
-CONTROLS = ("wait", "random", "heuristic", "schedule")
+CONTROLS = ("wait", "schedule")
 
 
 def main() -> None:
@@ -25,12 +25,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="training seeds of each mode")
     parser.add_argument("--episodes", type=int, default=100, help="held-out hosts")
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES)
+    parser.add_argument("--search-rounds", default="4,12,32", help="hosts of each round of the schedule search")
     parser.add_argument("train", nargs="*", help="further flags of `esper-ray train`, after --")
     given = parser.parse_args()
     found = {}
     for mode in given.modes:
         checkpoints = [_trained(given.out / f"{mode}_{seed}", mode, seed, given.train) for seed in range(given.seeds)]
-        found[mode] = _compared(given.out, mode, checkpoints, given.episodes)
+        found[mode] = _compared(given.out, mode, checkpoints, given.episodes, given.search_rounds)
     table = _table(found)
     (given.out / "table.md").write_text(table)
     print(table)
@@ -54,13 +55,14 @@ def _is_done(folder: Path, arguments: list[object]) -> bool:
     return bool(summary["complete"]) and given == arguments
 
 
-def _compared(out: Path, mode: str, checkpoints: list[Path], episodes: int) -> dict[str, Any]:
+def _compared(out: Path, mode: str, checkpoints: list[Path], episodes: int, rounds: str) -> dict[str, Any]:
     """Compares the checkpoints of a mode; the controls' episodes are played once for all modes."""
-    controls = ",".join(CONTROLS)
-    _esper_ray("compare", *checkpoints, "--controls", controls, "--episodes", episodes, "--out", out / "held_out")
-    result = out / "held_out" / "comparison.json"
+    folder = out / "held_out"
+    options = ["--controls", ",".join(CONTROLS), "--episodes", episodes, "--search-rounds", rounds]
+    _esper_ray("compare", *checkpoints, *options, "--out", folder)
+    written = "comparison.json" if len(checkpoints) == 1 else f"comparison-of-{len(checkpoints)}.json"
     kept = out / f"comparison_{mode}.json"
-    result.replace(kept)
+    (folder / written).replace(kept)
     return dict(json.loads(kept.read_text()))
 
 
