@@ -244,7 +244,7 @@ def test_growing_pays_on_real_digits(tmp_path: Path) -> None:
     """Even early on, the default task leaves wait-only hosts behind, and seeds travel the whole lifecycle."""
     out = tmp_path / "run"
     few = ["--episodes-per-iteration", "16", "--wait-only-episodes", "8"]
-    assert run(["train", "--iterations", "3", *few, "--out", str(out)]) == 0
+    assert run(["train", "--iterations", "6", *few, "--out", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     difference, error = summary["difference"]
     assert difference > 3 * error

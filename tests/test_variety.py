@@ -61,19 +61,38 @@ def test_without_variety_every_host_is_the_task_s(fast_task: TaskSpec) -> None:
 
 
 def test_draws_reach_every_value_and_slot_and_stay_within_the_ranges() -> None:
-    task = varied(data__train_share=0.5, data__label_noise=0.1)
+    ranges = {"variety.lr_factor": (0.7, 3.0), "variety.train_share": (0.6, 1.0), "variety.label_noise": (0.0, 0.1)}
+    options = {"variety.options.blocks": (1, 2), "variety.options.base_channels": (2, 8, 16)}
+    task = varied(**ranges, **options, data__train_share=0.5, data__label_noise=0.1)
     drawn = [draw_host(task, seed) for seed in SEEDS]
     depths = {(d.host.options["blocks"], d.host.slot) for d in drawn}
     assert depths == {(1, "block1_post"), (2, "block1_post"), (2, "block2_post")}
-    assert {d.host.options["base_channels"] for d in drawn} == {2, 4, 8, 16}
-    ranges = {"lr": (0.014, 0.06), "train_share": (0.3, 0.5), "label_noise": (0.1, 0.2)}
-    for name, (low, high) in ranges.items():
+    assert {d.host.options["base_channels"] for d in drawn} == {2, 8, 16}
+    reached = {"lr": (0.014, 0.06), "train_share": (0.3, 0.5), "label_noise": (0.1, 0.2)}
+    for name, (low, high) in reached.items():
         values = [d.host_optimizer.lr if name == "lr" else getattr(d.data, name) for d in drawn]
         tenth = (high - low) / 10
         assert low <= min(values) < low + tenth < high - tenth < max(values) <= high
     assert not any(d.variety.enabled for d in drawn)
     changed = {setting for d in drawn for setting, value in d if value != getattr(task, setting)}
     assert changed == {"host", "host_optimizer", "data", "variety"}
+
+
+def test_options_that_belong_together_are_drawn_together_and_single_ones_win() -> None:
+    hosts = [{"blocks": 1, "base_channels": 8}, {"blocks": 2, "base_channels": 2}, {"blocks": 2}]
+    task = varied(variety__hosts=hosts)
+
+    def drawn(task: TaskSpec) -> set[tuple[int, int]]:
+        settings = [drawn_settings(draw_host(task, seed)) for seed in range(40)]
+        return {(of_host["host.blocks"], of_host["host.base_channels"]) for of_host in settings}
+
+    assert drawn(task) == {(1, 8), (2, 2), (2, task.host.options["base_channels"])}
+    found = [(t.host.options["blocks"], t.host.slot) for t in every_host(task)]
+    assert found == [(1, "block1_post"), *[(2, "block1_post"), (2, "block2_post")] * 2]
+    wider = varied(variety__hosts=hosts, **{"variety.options.base_channels": [4, 16]})
+    assert drawn(wider) == {(blocks, channels) for blocks in (1, 2) for channels in (4, 16)}
+    with pytest.raises(ConfigurationError, match=r"host\.blocks is drawn for each host, from variety\.hosts: change"):
+        varied(variety__hosts=hosts, host__blocks=1)
 
 
 def test_the_slot_is_left_alone_on_request() -> None:
@@ -210,7 +229,11 @@ def test_an_action_means_the_same_on_every_host() -> None:
 @pytest.mark.parametrize(
     ("task", "setting", "value", "message"),
     [
-        ("digits", "variety.option.blocks", [1], "did you mean 'variety.options.blocks'"),
+        ("fashion_mnist", "variety.option.blocks", [1], "did you mean 'variety.options.blocks'"),
+        ("digits", "variety.hosts", 2, "variety.hosts=2"),
+        ("digits", "variety.hosts", [2], "variety.hosts.0=2: Input should be a valid dictionary"),
+        ("digits", "variety.hosts", [{"bloks": 1}], "unknown option of host 'cnn' 'bloks': did you mean 'blocks'"),
+        ("digits", "variety.hosts", [{"blocks": 0}], "host.blocks=0"),
         ("digits", "variety.options", {"blocks": [1]}, "unknown task setting 'variety.options'"),
         ("digits", "variety.options.blocks.first", [1], "variety.options.blocks.first"),
         ("digits", "variety.options.bloks.first", [1], "variety.options.bloks.first"),
@@ -257,9 +280,9 @@ def test_any_option_of_the_host_can_be_varied_and_another_host_starts_with_none(
     varied_too = get_task_spec("pydoc", {"variety.enabled": True, "variety.options.heads": [1, 2]})
     assert set(varied_too.variety.options) == {*get_task_spec("pydoc").variety.options, "heads"}
     assert {draw_host(varied_too, seed).host.options["heads"] for seed in range(20)} == {1, 2}
-    assert get_task_spec("digits").variety.options
+    assert get_task_spec("digits").variety.hosts
     other = {"host.kind": "transformer", "host.context": 64}
-    assert get_task_spec("digits", other).variety.options == {}
+    assert get_task_spec("digits", other).variety.drawn_options == ()
     chosen = get_task_spec("digits", {**other, "variety.options.width": [32, 64]})
     assert chosen.variety.options == {"width": (32, 64)}
 

@@ -54,31 +54,36 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     if kind != values["host"]["kind"]:  # another host has other options, with defaults of their own
         shared = {name: field.default for name, field in HostSettings.model_fields.items()}
         values["host"] = {**shared, "kind": kind, **host_options(str(kind), {})}
-        values["variety"]["options"] = {}
+        values["variety"] |= {"hosts": (), "options": {}}
     known = [key for key in _dotted_keys(values) if key not in _IDENTITY]
     for key, value in overrides.items():
         if key not in known and not (key.startswith(_OPTION_PREFIX) and "." not in key.removeprefix(_OPTION_PREFIX)):
             raise ConfigurationError(unknown_name("task setting", key, known))
         _assign(values, key, value)
-    _require_not_drawn(values, overrides)
     try:
-        return TaskSpec.model_validate(values)
+        task = TaskSpec.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":  # one of ours, which says everything
             raise ConfigurationError(str(first["ctx"]["error"])) from None
         where = ".".join(str(part) for part in first["loc"]) or name
         raise ConfigurationError(f"task setting {where}={first['input']!r}: {first['msg']}") from None
+    _require_not_drawn(task, overrides)
+    return task
 
 
-def _require_not_drawn(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+def _require_not_drawn(task: TaskSpec, overrides: Mapping[str, Any]) -> None:
     """Refuses an option of the host that each episode draws for itself."""
-    options = values["variety"]["options"] if values["variety"]["enabled"] else {}
-    for option in options:
+    variety = task.variety
+    for option in variety.drawn_options if variety.enabled else ():
         if f"host.{option}" in overrides:
+            source = (
+                f"variety.options.{option}={list(variety.options[option])}"
+                if option in variety.options
+                else ("variety.hosts")
+            )
             raise ConfigurationError(
-                f"host.{option} is drawn for each host, from variety.options.{option}={list(options[option])}: "
-                f"change that, or leave --host-variety out"
+                f"host.{option} is drawn for each host, from {source}: change that, or leave --host-variety out"
             )
 
 

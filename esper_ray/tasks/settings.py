@@ -74,8 +74,11 @@ class VarietySettings(_Settings):
 
     enabled: bool = False
     """Draw a host for each episode; as `--host-variety`. The fields below say from what."""
+    hosts: tuple[dict[str, Any], ...] = ()
+    """Options of the host that belong together, such as {blocks: 1, base_channels: 8}: one of these sets is drawn, all
+    equally likely."""
     options: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Options of the host and the values that each is drawn from, all equally likely."""
+    """Options of the host and the values that each is drawn from all equally likely; they win over `hosts`."""
     any_slot: bool = True
     """Draw the injection point as well, all equally likely; else the task's."""
     lr_factor: tuple[float, float] = (0.5, 2.0)
@@ -98,6 +101,11 @@ class VarietySettings(_Settings):
             if not values:
                 raise ValueError(f"variety.options.{option} names no value to draw from")
         return self
+
+    @property
+    def drawn_options(self) -> tuple[str, ...]:
+        """The options of the host that are drawn."""
+        return tuple(dict.fromkeys([*(name for together in self.hosts for name in together), *self.options]))
 
 
 class DecisionSettings(_Settings):

@@ -28,9 +28,14 @@ register_task(
         data=DataSettings(source="digits", batch_size=64),
         host=HostSettings(kind="cnn", base_channels=8, blocks=1),
         variety=VarietySettings(
-            options={"blocks": (1, 2), "base_channels": (2, 8, 16)},
-            lr_factor=(0.7, 2.0),
-            train_share=(0.2, 1.0),
+            hosts=(
+                {"blocks": 1, "base_channels": 8},
+                {"blocks": 1, "base_channels": 16},
+                {"blocks": 2, "base_channels": 2},
+                {"blocks": 2, "base_channels": 16},
+            ),
+            lr_factor=(0.5, 3.0),
+            train_share=(0.1, 1.0),
             label_noise=(0.0, 0.1),
         ),
         host_optimizer=OptimizerSettings(lr=0.02, weight_decay=5e-4),

@@ -108,9 +108,9 @@ class TaskSpec(BaseModel):
     def _hosts_can_be_drawn(self) -> "TaskSpec":
         if self.variety.enabled and self.variety.any_slot and self.host.slot is not None:
             raise ValueError("the slot is drawn for each host; to have it at one point, set variety.any_slot=false")
-        for option, values in self.variety.options.items():
-            for value in values:
-                host_options(self.host.kind, {**self.host.options, option: value})
+        single = ({option: value} for option, values in self.variety.options.items() for value in values)
+        for drawn in (*self.variety.hosts, *single):
+            host_options(self.host.kind, {**self.host.options, **drawn})
         return self
 
     @model_validator(mode="after")

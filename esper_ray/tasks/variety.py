@@ -18,18 +18,19 @@ from esper_ray.tasks.spec import TaskSpec
 def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
     """Returns the task of the host that a seed stands for: the task itself unless `variety.enabled`.
 
-    Drawn are, in this order: the options of the host by name, its slot, the learning rate, the share of the training
-    data and the label noise. The result has no variety left.
+    Drawn are, in this order: one of `variety.hosts`, the `variety.options` by name, the slot, the learning rate, the
+    share of the training data and the label noise. The result has no variety left.
 
     Raises:
-        ConfigurationError: an option of `variety.options` is unknown, or a value is not valid.
+        ConfigurationError: an option is unknown, or a value is not valid.
     """
     variety = task.variety
     if not variety.enabled:
         return task
     rng = np.random.default_rng(derive_seed(host_seed, Stream.HOST_DRAW))
-    drawn = {option: values[int(rng.integers(len(values)))] for option, values in sorted(variety.options.items())}
-    host = _host_with(task, drawn)
+    together = variety.hosts[int(rng.integers(len(variety.hosts)))] if variety.hosts else {}
+    single = {option: values[int(rng.integers(len(values)))] for option, values in sorted(variety.options.items())}
+    host = _host_with(task, {**together, **single})
     if variety.any_slot:
         slots = _injection_points(task, host)
         host = host.model_copy(update={"slot": slots[int(rng.integers(len(slots)))]})
@@ -48,7 +49,7 @@ def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
 
 def drawn_settings(task: TaskSpec) -> dict[str, Any]:
     """Returns what distinguishes the host of a drawn task, by the dotted names of its settings."""
-    options = {f"host.{option}": task.host.options[option] for option in task.variety.options}
+    options = {f"host.{option}": task.host.options[option] for option in task.variety.drawn_options}
     return {
         **options,
         "host.slot": task.host.slot,
@@ -68,9 +69,8 @@ def every_host(task: TaskSpec) -> Iterator[TaskSpec]:
     if not variety.enabled:
         yield task
         return
-    for values in itertools.product(*variety.options.values()):
-        drawn = dict(zip(variety.options, values, strict=True))
-        host = _host_with(task, drawn)
+    for together, *values in itertools.product(variety.hosts or ({},), *variety.options.values()):
+        host = _host_with(task, {**together, **dict(zip(variety.options, values, strict=True))})
         for slot in _injection_points(task, host) if variety.any_slot else [host.slot]:
             yield task.model_copy(update={"host": host.model_copy(update={"slot": slot})})
 
