@@ -12,7 +12,7 @@ from esper_ray.orchestration.paired import (
     paired_difference,
     verdict,
 )
-from esper_ray.orchestration.schedule_search import Schedule, candidates
+from esper_ray.orchestration.schedule_search import Schedule, candidates, survivors
 from esper_ray.tasks import get_task_spec
 
 ACTIONS = ActionTable(["norm", "conv_heavy"])
@@ -93,3 +93,12 @@ def test_schedules_run_over_blueprint_germination_and_delay_and_waiting_is_one(n
         assert {germinate_at + growth, task.max_epochs - 1} <= delays
         assert len(delays) == 4
     assert len(found) == len(set(found)) == 1 + 2 * 3 * 4
+
+
+def test_variants_of_one_blueprint_do_not_crowd_the_others_out_of_the_search() -> None:
+    wait, norm, late_norm = Schedule(), Schedule("norm", 3, 9), Schedule("norm", 6, 12)
+    heavy = [Schedule("conv_heavy", 3, epoch) for epoch in (9, 14, 19, 24)]
+    scores = {wait: 60.0, norm: 70.0, late_norm: 69.0} | {schedule: 71.0 + i for i, schedule in enumerate(heavy)}
+    assert survivors(list(scores), scores, 2) == [heavy[3], heavy[2], norm, wait]
+    assert survivors(list(scores), scores, 6) == [*reversed(heavy), norm, late_norm, wait]
+    assert set(survivors(list(scores), {}, len(scores))) == set(scores)

@@ -2,10 +2,9 @@
 
 import warnings
 
-from rich.console import Console
 from rich.table import Table
 
-from esper_ray.cli.display import make_display
+from esper_ray.cli.display import make_console, make_display
 from esper_ray.orchestration import paired
 from esper_ray.orchestration.compare import compare
 from esper_ray.orchestration.comparison import WAYS, Comparison, Played
@@ -17,7 +16,7 @@ def run_compare(config: CompareConfig) -> int:
     warnings.filterwarnings("ignore")
     with make_display() as display:
         result = compare(config, display)
-    console = Console(highlight=False)
+    console = make_console()
     console.print()
     console.print(_policies(result))
     for way in WAYS:

@@ -18,11 +18,19 @@ from esper_ray.orchestration.progress import BoardReader, HostProgress
 
 _REFRESH_PER_SECOND = 4
 _SECONDS_BETWEEN_STATUS_LINES = 30.0
+_WIDTH_ELSEWHERE = 160
+"""Characters of a line of a table where no terminal says how many there are."""
 
 
 def make_display() -> "LiveDisplay | PlainDisplay":
     """Returns the display that fits standard output."""
     return LiveDisplay() if sys.stdout.isatty() else PlainDisplay()
+
+
+def make_console() -> Console:
+    """Returns a console for tables; in a file or a pipe, which have no width, they get room for long cells."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_ELSEWHERE)
 
 
 class PlainDisplay:

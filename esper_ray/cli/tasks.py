@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from esper_ray.cli.display import make_console
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import ConfigurationError, DatasetError, EsperError
@@ -24,7 +25,7 @@ def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_
     Raises:
         ConfigurationError: the task, its slot or a plugin is unknown.
     """
-    console = Console(highlight=False)
+    console = make_console()
     load_plugins(plugins)
     if name is None:
         if slot is not None or data_dir is not None:

@@ -1,6 +1,6 @@
 """The best fixed schedule: blueprint × germination epoch × delay before FOSSILIZE, found on training seeds only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -92,9 +92,10 @@ def search_schedule(
 ) -> FoundSchedule:
     """Plays every schedule on a few training hosts, the best quarter on more of them, and so on (successive halving).
 
-    Then the winner's neighbours in time are tried on all hosts, until none of them is better. Ranked by the mean score
-    with validation accuracy; the test split is not touched. Jamieson and Talwalkar, "Non-stochastic Best Arm
-    Identification and Hyperparameter Optimization", 2016.
+    The best of each blueprint stays in to the last round: one blueprint's variants in time score nearly alike, and
+    would crowd out another that a few hosts more would have put first. Then the winner's neighbours in time are tried
+    on all hosts, until none of them is better. Ranked by the mean score with validation accuracy; the test split is
+    not touched. Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016.
 
     Args:
         seeds: host seeds that the final report does not use, as many as the last round needs.
@@ -118,7 +119,7 @@ def search_schedule(
 
     left = everyone
     for count, hosts in zip(counts, rounds, strict=True):
-        left = sorted(left, key=lambda schedule: -scores.get(schedule, 0.0))[:count]
+        left = survivors(left, scores, count)
         for schedule in left:
             play(schedule, hosts)
     best = max(left, key=lambda schedule: scores[schedule])
@@ -131,6 +132,13 @@ def search_schedule(
     on_episode(episodes, episodes)
     ranking = sorted(((s, scores[s]) for s in left), key=lambda pair: -pair[1])[:_RANKED]
     return FoundSchedule(ranking, rounds[-1], len(played), episodes)
+
+
+def survivors(schedules: Sequence[Schedule], scores: Mapping[Schedule, float], count: int) -> list[Schedule]:
+    """Returns the best `count` schedules and the best of each blueprint, best first."""
+    ranked = sorted(schedules, key=lambda schedule: -scores.get(schedule, 0.0))
+    best = {schedule.blueprint_id: schedule for schedule in reversed(ranked)}
+    return [s for place, s in enumerate(ranked) if place < count or best[s.blueprint_id] is s]
 
 
 def neighbours(schedule: Schedule, task: TaskSpec) -> list[Schedule]:
