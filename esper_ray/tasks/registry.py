@@ -77,11 +77,8 @@ def _require_not_drawn(task: TaskSpec, overrides: Mapping[str, Any]) -> None:
     variety = task.variety
     for option in variety.drawn_options if variety.enabled else ():
         if f"host.{option}" in overrides:
-            source = (
-                f"variety.options.{option}={list(variety.options[option])}"
-                if option in variety.options
-                else ("variety.hosts")
-            )
+            single = variety.options.get(option)
+            source = "variety.hosts" if single is None else f"variety.options.{option}={list(single)}"
             raise ConfigurationError(
                 f"host.{option} is drawn for each host, from {source}: change that, or leave --host-variety out"
             )
