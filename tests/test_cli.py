@@ -253,3 +253,8 @@ def test_growing_pays_on_real_digits(tmp_path: Path) -> None:
         stage for line in (out / "episodes.jsonl").read_text().splitlines() for stage in json.loads(line)["stages"]
     }
     assert stages >= set(journey)
+
+
+def test_tables_in_a_file_or_a_pipe_have_room_for_long_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["tasks", "digits"]) == 0
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) > 120

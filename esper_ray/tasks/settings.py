@@ -78,7 +78,7 @@ class VarietySettings(_Settings):
     """Options of the host that belong together, such as {blocks: 1, base_channels: 8}: one of these sets is drawn, all
     equally likely."""
     options: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Options of the host and the values that each is drawn from all equally likely; they win over `hosts`."""
+    """Options of the host and the values that each is drawn from, all equally likely; they win over `hosts`."""
     any_slot: bool = True
     """Draw the injection point as well, all equally likely; else the task's."""
     lr_factor: tuple[float, float] = (0.5, 2.0)
