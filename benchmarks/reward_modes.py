@@ -73,31 +73,34 @@ def _esper_ray(*arguments: object) -> None:
 
 
 def _table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row per mode: means over the training seeds, and the paired difference from the best schedule."""
+    """Returns a row per mode: means over the training seeds, and paired differences, greedy and sampled."""
     lines = [
-        "| reward | score, sampled (each training seed) | kept test %, sampled | score, greedy | − wait | − schedule |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| reward | host epochs a run | score, sampled (each training seed) | score, greedy | − wait, sampled "
+        "| − schedule, sampled | − schedule, greedy | − schedule in kept test %, sampled |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for mode, result in found.items():
         rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "greedy")}
-        each = ", ".join(f"{row['score']:.1f}" for row in rows["sampled"])
-        greedy = ", ".join(f"{row['score']:.1f}" for row in rows["greedy"])
-        lines.append(
-            f"| `{mode}` | {_mean(rows['sampled'], 'score')} ({each}) | {_mean(rows['sampled'], 'kept_test_accuracy')} "
-            f"| {_mean(rows['greedy'], 'score')} ({greedy}) | {_difference(result, 'wait')} "
-            f"| {_difference(result, 'schedule')} |"
-        )
+        spent = sum(row["host_epochs_spent"] for row in rows["sampled"]) / len(rows["sampled"])
+        wait, schedule = (result["controls"][name] for name in CONTROLS)
+        cells = [
+            f"`{mode}`",
+            f"{spent:,.0f}",
+            *(_scores(rows[way]) for way in ("sampled", "greedy")),
+            *(_difference(of) for of in (wait, schedule, schedule["greedy"], schedule["kept_test_accuracy"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(rows: list[dict[str, Any]], name: str) -> str:
-    return f"{sum(row[name] for row in rows) / len(rows):.1f}"
+def _scores(rows: list[dict[str, Any]]) -> str:
+    each = ", ".join(f"{row['score']:.1f}" for row in rows)
+    return f"{sum(row['score'] for row in rows) / len(rows):.1f} ({each})"
 
 
-def _difference(result: dict[str, Any], control: str) -> str:
-    difference = result["controls"][control]["difference"]
-    low, high = difference["ci95"]
-    return f"{difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _difference(of: dict[str, Any]) -> str:
+    low, high = of["difference"]["ci95"]
+    return f"{of['difference']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
 if __name__ == "__main__":

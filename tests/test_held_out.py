@@ -260,12 +260,14 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     assert "have the same training seed 0" in refused(capsys, "compare", trained, again)
     assert run(["compare", str(third), "--controls", "wait", "--episodes", "4"]) == 0
     assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
-    by_host = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())["by_host"]
-    kinds = [row for row in by_host if "blocks" in row["hosts"]]
-    thirds = [row for row in by_host if "training data" in row["hosts"]]
-    for groups in (kinds, thirds):
-        assert sum(row["count"] for row in groups) == 4
-        assert all(sum(row["kept"].values()) == pytest.approx(1) for row in groups)
+    found = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())
+    assert found["checkpoints"][str(third)]["greedy_by_host"] == found["greedy_by_host"]
+    for by_host in (found["by_host"], found["greedy_by_host"]):
+        kinds = [row for row in by_host if "blocks" in row["hosts"]]
+        thirds = [row for row in by_host if "training data" in row["hosts"]]
+        for groups in (kinds, thirds):
+            assert sum(row["count"] for row in groups) == 4
+            assert all(sum(row["kept"].values()) == pytest.approx(1) for row in groups)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ def run_compare(config: CompareConfig) -> int:
     console.print(_policies(result))
     for way in WAYS:
         console.print(_differences(result, way))
-    if result.by_host:
-        console.print(_by_host(result))
+    if result.plan.task.variety.enabled:
+        for way in WAYS:
+            console.print(_by_host(result, way))
     if result.schedule is not None:
         found = result.schedule
         console.print(
@@ -75,8 +76,8 @@ def _add(table: Table, name: str, played: Played) -> None:
     )
 
 
-def _by_host(result: Comparison) -> Table:
-    rows = result.by_host
+def _by_host(result: Comparison, way: str) -> Table:
+    rows = result.by_host(list(result.facts), way)
     against = f"− {rows[0]['against']}" if "against" in rows[0] else ""
     table = Table(
         "hosts",
@@ -86,7 +87,7 @@ def _by_host(result: Comparison) -> Table:
         "fossilized after",
         "score",
         against,
-        title="what the learned policy, sampled, does on which hosts",
+        title=f"what the learned policy, {way}, does on which hosts",
     )
     for row in rows:
         difference = row.get("difference")

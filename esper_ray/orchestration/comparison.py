@@ -78,13 +78,12 @@ class Comparison:
         who = f"the learned policy ({way}{together})"
         return paired.verdict(self.differences(way, checkpoints), len(self.seeds), who)
 
-    @property
-    def by_host(self) -> list[dict[str, Any]]:
-        """What the policies, sampled, did on which hosts, where hosts differ; see `growth_by_host`."""
+    def by_host(self, checkpoints: Sequence[str], way: str = "sampled") -> list[dict[str, Any]]:
+        """Returns what the checkpoints' policies did on which hosts, where hosts differ; see `growth_by_host`."""
         if not self.plan.task.variety.enabled:
             return []
         against = next((name for name in ("schedule", "wait") if name in self.controls), None)
-        learned = [self.learned[name, "sampled"].outcomes for name in self.facts]
+        learned = [self.learned[name, way].outcomes for name in checkpoints]
         return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,7 +101,6 @@ class Comparison:
             **self._section(everyone),
             "policies": self._policies(),
             "schedule": self._schedule(),
-            "by_host": self.by_host,
             "checkpoints": sections,
             "run": self.plan.as_dict(),
             "seeds": self.seeds,
@@ -128,6 +126,8 @@ class Comparison:
             "verdict": self.verdict(checkpoints),
             "greedy_verdict": self.verdict(checkpoints, "greedy"),
             "controls": controls,
+            "by_host": self.by_host(checkpoints),
+            "greedy_by_host": self.by_host(checkpoints, "greedy"),
         }
 
     def _policies(self) -> list[dict[str, Any]]:
