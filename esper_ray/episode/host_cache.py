@@ -117,11 +117,15 @@ def _write(path: Path, content: bytes) -> None:
 
 def _code(task: TaskSpec) -> str:
     """Returns a digest of the code that the numbers of an epoch follow from, the host's own included."""
+    return hashlib.sha256(code_digest(*_CODE).encode() + host_code(task.host.kind)).hexdigest()
+
+
+def code_digest(*parts: str) -> str:
+    """Returns a digest of parts of this package: modules, or folders of them."""
     package = Path(esper_ray.__file__).parent
     digest = hashlib.sha256()
-    for part in _CODE:
+    for part in parts:
         path = package / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())
-    digest.update(host_code(task.host.kind))
     return digest.hexdigest()

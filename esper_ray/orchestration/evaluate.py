@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper_ray.episode.host_cache import origin_of_numbers
+from esper_ray.episode.host_cache import code_digest, origin_of_numbers
 from esper_ray.orchestration.checkpoint import (
     CheckpointFacts,
     held_out,
@@ -22,6 +22,9 @@ from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, prepare_data
+
+_POLICY_CODE = ("policies", "orchestration/learned_policy.py", "orchestration/rl_module.py")
+"""Parts of the package that a decision follows from."""
 
 
 @dataclass
@@ -122,6 +125,10 @@ def common_task(facts: CheckpointFacts) -> dict[str, Any]:
 
 
 def store_settings(facts: CheckpointFacts, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
-    """Returns what all episodes of a store follow from, besides policies and seeds."""
+    """Returns what all episodes of a store follow from, besides weights and seeds."""
     data = prepare_data(plan.task, data_dir).folder
-    return {"task": common_task(facts), **origin_of_numbers(plan.task, data, plan.placement.device_kind)}
+    return {
+        "task": common_task(facts),
+        "policy code": code_digest(*_POLICY_CODE),
+        **origin_of_numbers(plan.task, data, plan.placement.device_kind),
+    }
