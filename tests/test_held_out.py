@@ -325,9 +325,8 @@ def test_other_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys: p
     out = tmp_path / "held_out"
     out.mkdir()
     (out / "settings.json").write_text('{"task": {}, "rent": 1.0}')
-    assert "another code, data, device, numpy, policy code, task" in refused(
-        capsys, "evaluate", checkpoint, "--out", out
-    )
+    told = refused(capsys, "evaluate", checkpoint, "--out", out)
+    assert "holds episodes of another code, data, device, numpy, policy code, rent, task, torch" in told
     (out / "settings.json").write_text("[]")
     assert "holds no settings" in refused(capsys, "evaluate", checkpoint, "--out", out)
     fresh = tmp_path / "fresh"
