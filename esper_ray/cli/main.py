@@ -20,12 +20,15 @@ from esper_ray.orchestration.config import (
     EvaluateConfig,
     ExportConfig,
     HeuristicConfig,
+    ReportConfig,
     TrainConfig,
+    TuneConfig,
+    WatchConfig,
     load_config,
 )
 
 _USAGE_ERROR = 2
-_GATHERED = ("--plugin", "--set")
+_GATHERED = ("--plugin", "--set", "--logger")
 
 
 class TasksConfig(BaseModel):
@@ -45,9 +48,12 @@ class TasksConfig(BaseModel):
 
 _COMMANDS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
+    "tune": TuneConfig,
     "heuristic": HeuristicConfig,
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
+    "report": ReportConfig,
+    "watch": WatchConfig,
     "export": ExportConfig,
     "tasks": TasksConfig,
 }
@@ -81,6 +87,18 @@ def _dispatch(config: BaseModel) -> int:
         from esper_ray.cli.train import run_train
 
         return run_train(config)
+    if isinstance(config, TuneConfig):
+        from esper_ray.cli.tune import run_tune
+
+        return run_tune(config)
+    if isinstance(config, ReportConfig):
+        from esper_ray.cli.report import run_report
+
+        return run_report(config)
+    if isinstance(config, WatchConfig):
+        from esper_ray.cli.report import run_watch
+
+        return run_watch(config)
     if isinstance(config, HeuristicConfig):
         from esper_ray.cli.heuristic import run_heuristic
 
@@ -115,12 +133,15 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     heuristic = Annotated[HeuristicConfig, tyro.conf.subcommand("heuristic")]
     evaluate = Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    tune = Annotated[TuneConfig, tyro.conf.subcommand("tune")]
+    report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    watch = Annotated[WatchConfig, tyro.conf.subcommand("watch")]
     export = Annotated[ExportConfig, tyro.conf.subcommand("export")]
     tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
     try:
         with redirect_stderr(errors):
             parsed: BaseModel = tyro.cli(
-                train | heuristic | evaluate | compare | export | tasks,
+                train | tune | heuristic | evaluate | compare | report | watch | export | tasks,
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
                 args=_gathered(arguments),

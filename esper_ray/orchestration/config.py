@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esper_ray.errors import ConfigurationError, unknown_name
 
+Logger = Literal["wandb", "mlflow"]
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
 
 
@@ -259,6 +260,51 @@ class ExportConfig(BaseModel):
     """Folder of the data set. Unset: the run's."""
     plugin: tuple[str, ...] = ()
     """Module to import besides the run's own plugins. Repeat the flag for several."""
+
+
+class TuneConfig(BaseModel):
+    """Search settings with Ray Tune, each tried with several training seeds, and rank them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """YAML file that says what to search, see tune_configs/."""
+    resume: bool = False
+    """Go on with the search that the folder holds; trials that have finished are not played again."""
+    max_concurrent: int | None = Field(None, ge=1)
+    """Trials at a time. Unset: as many as fit."""
+    out: Path | None = None
+    """Folder of the search. Unset: runs/tune-NAME, NAME being the file's."""
+    overwrite: bool = False
+    """Replace a search that the folder already holds."""
+    logger: tuple[Logger, ...] = ()
+    """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
+
+
+class ReportConfig(BaseModel):
+    """Write one HTML page about a run or a search, with charts; it needs no network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run or of a search."""
+    out: Path | None = None
+    """File to write. Unset: report.html in that folder."""
+    open: bool = False
+    """Show it in the browser."""
+
+
+class WatchConfig(BaseModel):
+    """Serve a run's report on this machine, kept up to date while the run goes on. Ctrl-C ends it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run or of a search."""
+    port: int = Field(0, ge=0, le=65535)
+    """Port on 127.0.0.1. 0: a free one."""
+    open: bool = False
+    """Show it in the browser."""
 
 
 def load_config(path: Path) -> TrainConfig:
