@@ -1,5 +1,6 @@
 """Entry point of `esper-ray`: reads the flags, runs the command, turns errors into one line and exit code 2."""
 
+import importlib
 import io
 import itertools
 import operator
@@ -9,10 +10,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Union
 
 import tyro
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
 from esper_ray.orchestration.config import (
@@ -21,6 +22,7 @@ from esper_ray.orchestration.config import (
     ExportConfig,
     HeuristicConfig,
     ReportConfig,
+    TasksConfig,
     TrainConfig,
     TuneConfig,
     WatchConfig,
@@ -31,32 +33,18 @@ _USAGE_ERROR = 2
 _GATHERED = ("--plugin", "--set", "--logger")
 
 
-class TasksConfig(BaseModel):
-    """List the tasks with their hosts, blueprints and data, or every setting of one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str | None, tyro.conf.Positional] = None
-    """Task to show in full."""
-    plugin: tuple[str, ...] = ()
-    """Module to import first, which registers tasks of your own. Repeat the flag for several."""
-    slot: str | None = None
-    """Injection point whose blueprints to show, with a task's name."""
-    data_dir: Path | None = None
-    """Folder in which to look for the data set, with a task's name."""
-
-
-_COMMANDS: dict[str, type[BaseModel]] = {
-    "train": TrainConfig,
-    "tune": TuneConfig,
-    "heuristic": HeuristicConfig,
-    "evaluate": EvaluateConfig,
-    "compare": CompareConfig,
-    "report": ReportConfig,
-    "watch": WatchConfig,
-    "export": ExportConfig,
-    "tasks": TasksConfig,
+_COMMANDS: dict[str, tuple[type[BaseModel], str]] = {
+    "train": (TrainConfig, "train:run_train"),
+    "tune": (TuneConfig, "tune:run_tune"),
+    "heuristic": (HeuristicConfig, "heuristic:run_heuristic"),
+    "evaluate": (EvaluateConfig, "evaluate:run_evaluate"),
+    "compare": (CompareConfig, "compare:run_compare"),
+    "report": (ReportConfig, "report:run_report"),
+    "watch": (WatchConfig, "report:run_watch"),
+    "export": (ExportConfig, "export:run_export"),
+    "tasks": (TasksConfig, "tasks:run_tasks"),
 }
+"""Command → its settings, and the function of `esper_ray.cli` that runs it; torch and Ray are imported only there."""
 
 
 def main() -> None:
@@ -83,42 +71,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _dispatch(config: BaseModel) -> int:
-    if isinstance(config, TrainConfig):
-        from esper_ray.cli.train import run_train
-
-        return run_train(config)
-    if isinstance(config, TuneConfig):
-        from esper_ray.cli.tune import run_tune
-
-        return run_tune(config)
-    if isinstance(config, ReportConfig):
-        from esper_ray.cli.report import run_report
-
-        return run_report(config)
-    if isinstance(config, WatchConfig):
-        from esper_ray.cli.report import run_watch
-
-        return run_watch(config)
-    if isinstance(config, HeuristicConfig):
-        from esper_ray.cli.heuristic import run_heuristic
-
-        return run_heuristic(config)
-    if isinstance(config, EvaluateConfig):
-        from esper_ray.cli.evaluate import run_evaluate
-
-        return run_evaluate(config)
-    if isinstance(config, CompareConfig):
-        from esper_ray.cli.compare import run_compare
-
-        return run_compare(config)
-    if isinstance(config, ExportConfig):
-        from esper_ray.cli.export import run_export
-
-        return run_export(config)
-    assert isinstance(config, TasksConfig)
-    from esper_ray.cli.tasks import show_tasks
-
-    return show_tasks(config.name, config.plugin, config.slot, config.data_dir)
+    (target,) = [target for model, target in _COMMANDS.values() if type(config) is model]
+    module, _, function = target.partition(":")
+    exit_code: int = getattr(importlib.import_module(f"esper_ray.cli.{module}"), function)(config)
+    return exit_code
 
 
 def _parse(arguments: Sequence[str]) -> BaseModel:
@@ -129,19 +85,16 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     """
     _require_known(arguments)
     errors = io.StringIO()
-    train = Annotated[TrainConfig, tyro.conf.subcommand("train", default=_config_of_file(arguments))]
-    heuristic = Annotated[HeuristicConfig, tyro.conf.subcommand("heuristic")]
-    evaluate = Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
-    compare = Annotated[CompareConfig, tyro.conf.subcommand("compare")]
-    tune = Annotated[TuneConfig, tyro.conf.subcommand("tune")]
-    report = Annotated[ReportConfig, tyro.conf.subcommand("report")]
-    watch = Annotated[WatchConfig, tyro.conf.subcommand("watch")]
-    export = Annotated[ExportConfig, tyro.conf.subcommand("export")]
-    tasks = Annotated[TasksConfig, tyro.conf.subcommand("tasks")]
+    defaults = {"train": _config_of_file(arguments)}
+    commands: list[Any] = [
+        Annotated[model, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
+        for name, (model, _) in _COMMANDS.items()
+    ]
+    choice: Any = Union[tuple(commands)]  # noqa: UP007
     try:
         with redirect_stderr(errors):
             parsed: BaseModel = tyro.cli(
-                train | tune | heuristic | evaluate | compare | report | watch | export | tasks,
+                choice,
                 prog="esper-ray",
                 description="Parallel episodes for networks that grow while they train.",
                 args=_gathered(arguments),
@@ -200,7 +153,7 @@ def _require_known(arguments: Sequence[str]) -> None:
     command = arguments[0]
     if command not in _COMMANDS:
         raise EsperError(unknown_name("command", command, _COMMANDS))
-    known = {"--help", *_flags(_COMMANDS[command])}
+    known = {"--help", *_flags(_COMMANDS[command][0])}
     for argument in arguments[1:]:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:

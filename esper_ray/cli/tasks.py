@@ -1,6 +1,5 @@
 """`esper-ray tasks`: what can be trained, and every setting of a task."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,20 +12,20 @@ from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import ConfigurationError, DatasetError, EsperError
 from esper_ray.models import barred_blueprints, list_blueprints
-from esper_ray.orchestration.config import TaskChoice
+from esper_ray.orchestration.config import TaskChoice, TasksConfig
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, task_names, with_tokenizer
 from esper_ray.tasks.registry import task_settings
 
 
-def show_tasks(name: str | None, plugins: Sequence[str], slot: str | None, data_dir: Path | None) -> int:
+def run_tasks(config: TasksConfig) -> int:
     """Prints the tasks, or one in full; returns the exit code.
 
     Raises:
         ConfigurationError: the task, its slot or a plugin is unknown.
     """
-    console = make_console()
-    load_plugins(plugins)
+    console, name, slot, data_dir = make_console(), config.name, config.slot, config.data_dir
+    load_plugins(config.plugin)
     if name is None:
         if slot is not None or data_dir is not None:
             raise ConfigurationError("--slot and --data-dir need the name of a task: esper-ray tasks NAME")

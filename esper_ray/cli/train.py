@@ -6,7 +6,8 @@ from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.metrics import mean_with_error
-from esper_ray.orchestration.train import RunResult, train
+from esper_ray.orchestration.run_result import RunResult
+from esper_ray.orchestration.train import train
 
 
 def run_train(config: TrainConfig) -> int:
@@ -20,25 +21,25 @@ def run_train(config: TrainConfig) -> int:
 
 def summary(result: RunResult, config: TrainConfig) -> list[str]:
     """Returns the run in words and numbers, and the next command to type; a line each."""
-    plan = result.plan
+    plan, tally = result.plan, result.tally
     lines = [
         "",
         f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.iterations} "
-        f"iterations: {len(result.trained)} episodes, {result.host_epochs:,} host epochs, "
+        f"iterations: {len(tally.trained)} episodes, {tally.host_epochs:,} host epochs, "
         f"{result.seconds / 60:.1f} minutes.",
     ]
-    if result.trained:
+    if tally.trained:
         lines.append(_comparison(result))
-        lines.append(journeys(result.stage_counts, result.fossilized))
-    if config.host_pool is not None and result.forced_epochs:
+        lines.append(journeys(tally.stage_counts, tally.fossilized))
+    if config.host_pool is not None and tally.forced_epochs:
         lines.append(
-            f"Host pool: {result.taken_over_epochs:,} of the {result.forced_epochs:,} host epochs before a first real "
-            f"choice were taken over instead of trained ({result.taken_over_epochs / result.forced_epochs:.1%})."
+            f"Host pool: {tally.taken_over_epochs:,} of the {tally.forced_epochs:,} host epochs before a first real "
+            f"choice were taken over instead of trained ({tally.taken_over_epochs / tally.forced_epochs:.1%})."
         )
     lines += losses(result.actors_lost)
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
     lines.append(f"Next: esper-ray compare {result.checkpoint}")
-    lines += export_hint(plan.out, config.keep_hosts, len(result.trained))
+    lines += export_hint(plan.out, config.keep_hosts, len(tally.trained))
     return lines
 
 
@@ -50,9 +51,9 @@ def _comparison(result: RunResult) -> str:
     )
     if result.difference is None:
         return line
-    waiting, waiting_error = mean_with_error(result.wait_only)
+    waiting, waiting_error = mean_with_error(result.tally.wait_only)
     difference, error = result.difference
     return (
-        f"{line} {len(result.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
+        f"{line} {len(result.tally.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
         f"Difference: {difference:+.1f} points, standard error {error:.1f}."
     )

@@ -36,6 +36,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings, EpisodeRunner, PlayedEpisode
 from esper_ray.orchestration.health import UpdateWatch
+from esper_ray.orchestration.interrupts import allowed_interrupts
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
@@ -273,8 +274,9 @@ class EpisodePPO(PPO):
         losses: dict[Ticket, int] = {}
         played: list[PlayedEpisode] = []
         while playing or any(owed.values()):
-            self._start_idle(owed, playing, start)
-            (done, *_), _ = ray.wait(list(playing), num_returns=1)
+            with allowed_interrupts():
+                self._start_idle(owed, playing, start)
+                (done, *_), _ = ray.wait(list(playing), num_returns=1)
             ticket = playing.pop(done)
             try:
                 episode: PlayedEpisode = ray.get(done)

@@ -307,6 +307,21 @@ class WatchConfig(BaseModel):
     """Show it in the browser."""
 
 
+class TasksConfig(BaseModel):
+    """List the tasks with their hosts, blueprints and data, or every setting of one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Task to show in full."""
+    plugin: tuple[str, ...] = ()
+    """Module to import first, which registers tasks of your own. Repeat the flag for several."""
+    slot: str | None = None
+    """Injection point whose blueprints to show, with a task's name."""
+    data_dir: Path | None = None
+    """Folder in which to look for the data set, with a task's name."""
+
+
 def load_config(path: Path) -> TrainConfig:
     """Reads a YAML file of training settings.
 

@@ -21,12 +21,12 @@ class Placement:
 
     Attributes:
         runners: number of actors.
-        cpus_per_runner: CPUs of each; torch uses as many threads.
+        cpus_per_runner: CPUs of each; torch uses as many threads, at least one.
         gpus_per_runner: share of a GPU of each; 0 on the CPU.
     """
 
     runners: int
-    cpus_per_runner: int
+    cpus_per_runner: float
     gpus_per_runner: float
 
     @property

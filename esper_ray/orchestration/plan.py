@@ -2,16 +2,13 @@
 
 import importlib.metadata
 import platform
-import signal
 import subprocess
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +21,7 @@ from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
+from esper_ray.orchestration.interrupts import interrupts_raise
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import require_usable
@@ -123,22 +121,46 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
 @contextmanager
 def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
+    require_playable(task, config.data_dir)
+    with local_ray(plugins=config.plugin), interrupts_raise():
+        placement = place(config.runners, episodes_of(config, task), config.device)
+        with built_actors(config, task, out, placement) as built:
+            yield built
+
+
+@contextmanager
+def built_actors(
+    config: RunConfig, task: TaskSpec, out: Path, placement: Placement
+) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+    """Builds the actors where `placement` says, on the Ray that runs, and ends them afterwards.
+
+    Raises:
+        EpisodeFailedError: they could not be built.
+    """
+    episodes = episodes_of(config, task)
+    board_name = f"esper-board-{uuid.uuid4().hex}"
+    board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
+    try:
+        with _algorithm(config, task, placement, episodes, board_name) as algorithm:
+            yield RunPlan(config, task, placement, episodes, algorithm.action_names(), out), algorithm, board
+    finally:
+        board.close()
+
+
+def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
+    """Checks everything about a task that needs no actor, and prepares its data on this machine.
+
+    Raises:
+        ConfigurationError: no seed can reach PROBATIONARY in time, or host, blueprints and slot do not fit.
+        DatasetError: the data set is missing or damaged.
+    """
     task.require_reachable_probation()
     require_sound(task)
-    load_task_data(task, "cpu", config.data_dir)
-    with local_ray(plugins=config.plugin), _sigterm_interrupts():
-        episodes = _episodes(config, task)
-        placement = place(config.runners, episodes, config.device)
-        board_name = f"esper-board-{uuid.uuid4().hex}"
-        board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
-        try:
-            with _algorithm(config, task, placement, episodes, board_name) as algorithm:
-                yield RunPlan(config, task, placement, episodes, algorithm.action_names(), out), algorithm, board
-        finally:
-            board.close()
+    load_task_data(task, "cpu", data_dir)
 
 
-def _episodes(config: RunConfig, task: TaskSpec) -> int:
+def episodes_of(config: RunConfig, task: TaskSpec) -> int:
+    """Returns the episodes per learner update, or in all if nothing learns."""
     if isinstance(config, TrainConfig):
         return config.episodes_per_iteration or task.episodes_per_iteration
     return config.episodes
@@ -178,23 +200,6 @@ def _algorithm(
 def _absolute(config: RunConfig) -> RunConfig:
     """Returns the configuration with a data folder that means the same from every working folder."""
     return config.model_copy(update={"data_dir": config.data_dir.absolute() if config.data_dir else None})
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Lets SIGTERM end a run as Ctrl-C does. Ray would exit at once; so this comes after Ray has started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _git_commit() -> str | None:

@@ -1,0 +1,70 @@
+"""Ctrl-C and SIGTERM when a run can bear them: while episodes are played, not while the policy is updated."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _State:
+    """Whether an interrupt is held back, and whether one has come meanwhile."""
+
+    holding = False
+    pending = False
+
+
+@contextmanager
+def interrupts_raise() -> Iterator[None]:
+    """Lets SIGINT and SIGTERM raise KeyboardInterrupt, unless `held_interrupts` holds them back.
+
+    Ray's start installs a handler that exits at once on SIGTERM, so this comes after it. Python delivers signals to the
+    main thread only; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    _State.holding = _State.pending = False
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Holds interrupts back to the end of the block, so that what is begun in it is whole."""
+    _State.holding = True
+    try:
+        yield
+    finally:
+        _State.holding = False
+    _raise_pending()
+
+
+@contextmanager
+def allowed_interrupts() -> Iterator[None]:
+    """Lets interrupts through at once, inside a block that holds them back."""
+    held, _State.holding = _State.holding, False
+    try:
+        _raise_pending()
+        yield
+    finally:
+        _State.holding = held
+
+
+def _raise_pending() -> None:
+    if _State.pending:
+        _State.pending = False
+        raise KeyboardInterrupt
+
+
+def _on_signal(_number: int, _frame: FrameType | None) -> None:
+    if _State.holding:
+        _State.pending = True
+    else:
+        raise KeyboardInterrupt

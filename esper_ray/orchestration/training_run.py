@@ -1,0 +1,169 @@
+"""A training run in progress: wait-only hosts for comparison, then an iteration at a time, all written down."""
+
+import copy
+import time
+from math import inf
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.checkpoint import CheckpointFacts, present_versions, write_facts
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.health import warnings_of
+from esper_ray.orchestration.interrupts import held_interrupts
+from esper_ray.orchestration.kept_hosts import KeptHosts
+from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.metrics import episode_metrics, learner_metrics
+from esper_ray.orchestration.plan import RunObserver, RunPlan
+from esper_ray.orchestration.run_folder import RunFolder
+from esper_ray.orchestration.run_result import RunResult
+from esper_ray.orchestration.tickets import FinishedEpisode, assign, development_seeds, spread
+from esper_ray.policies import WaitPolicy
+from esper_ray.seeding import Stream, derive_seed
+
+
+class TrainingRun:
+    """Takes a run from iteration to iteration. Whoever made the actors and the folder ends them.
+
+    An interrupt while episodes are played abandons the iteration: `iterate` may be called again and plays the same one.
+    One that comes later, while the policy is updated, is held back until the iteration is over and written down.
+
+    Args:
+        plan: the run, of `esper-ray train`.
+        algorithm: actors and learner, at the iteration at which the run goes on.
+        folder: where it writes.
+        observer: sees every iteration.
+    """
+
+    def __init__(self, plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder, observer: RunObserver) -> None:
+        assert isinstance(plan.config, TrainConfig)
+        self.config = plan.config
+        self.result = RunResult(plan)
+        self._plan = plan
+        self._algorithm = algorithm
+        self._folder = folder
+        self._observer = observer
+        self._kept = KeptHosts(folder.hosts, self.config.keep_hosts)
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that are over."""
+        return int(self._algorithm.iteration)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last iteration is over."""
+        return self.iteration >= self._plan.iterations
+
+    def play_wait_only(self) -> None:
+        """Plays hosts that never grow a seed, on seeds that no training episode has."""
+        total = self._plan.wait_only_episodes
+        if total == 0:
+            return
+        base_seed = derive_seed(self.config.seed, Stream.WAIT_ONLY)
+        tickets = assign(total, min(self._plan.placement.runners, total), 0, base_seed)
+        done = 0
+
+        def count(_episode: FinishedEpisode) -> None:
+            nonlocal done
+            done += 1
+            self._observer.on_scripted("wait-only", done, total)
+
+        played = self._algorithm.play_scripted(tickets, WaitPolicy(), count)
+        self.result.tally.wait_only = [episode.record.kept_val_accuracy for episode in played]
+
+    def iterate(self) -> dict[str, Any]:
+        """Plays an iteration's episodes, updates the policy, and returns the row of metrics.jsonl.
+
+        Raises:
+            EpisodeFailedError: an episode raised, or its actor was lost too often.
+        """
+        started = time.monotonic()
+        with held_interrupts():
+            self._algorithm.keep_from = self._kept.threshold
+            rllib_result = self._algorithm.train()
+            row = self._row(rllib_result, started)
+            try:
+                if self.config.evaluate_every and self.iteration % self.config.evaluate_every == 0:
+                    row["evaluation"] = self._evaluate()
+            finally:  # the iteration counts, whether its evaluation was interrupted or not
+                self._folder.add_iteration(row)
+                self._observer.on_iteration(row)
+            self.result.tally.seconds += time.monotonic() - started
+            if self.iteration % self.config.checkpoint_every == 0:
+                self.save()
+        return row
+
+    def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
+        algorithm, tally, iteration = self._algorithm, self.result.tally, self.iteration
+        for number, episode in enumerate(algorithm.episodes, start=len(tally.trained) + 1):
+            self._folder.add_episode(number, iteration, episode)
+            self._kept.offer(number, episode)
+        records = [episode.record for episode in algorithm.episodes]
+        seconds = time.monotonic() - started
+        means = episode_metrics(records, self._plan.action_names)
+        tally.add(records, means["episodes_reaching"])
+        learner = learner_metrics(rllib_result) | algorithm.learner_figures
+        return {
+            "iteration": iteration,
+            "episodes": len(tally.trained),
+            "host_epochs": tally.host_epochs,
+            "seconds": tally.seconds + seconds,
+            "episodes_per_second": len(records) / seconds,
+            **means,
+            "learner": learner,
+            "warnings": warnings_of(learner, iteration, self._plan.iterations),
+            "actors_lost": algorithm.actors_lost,
+        }
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
+        algorithm = self._algorithm
+        seeds = development_seeds(self.config.evaluation_episodes)
+        training = algorithm.training_seeds(self._plan.iterations)
+        assert not set(seeds) & training, "held-out seeds must not occur in training"
+        tickets = spread(seeds, min(self._plan.placement.runners, len(seeds)))
+        algorithm.keep_from = inf
+        found: dict[str, Any] = {"episodes": len(seeds)}
+        for way in ("sampled", "greedy"):
+            policy = LearnedPolicy(copy.deepcopy(algorithm.policy_network), greedy=way == "greedy")
+            records = [episode.record for episode in algorithm.play_scripted(tickets, policy)]
+            found[way] = {
+                "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),
+                "score": fmean(record.val_score for record in records),
+                "added_parameters": fmean(record.added_parameters for record in records),
+                "fossilized_share": fmean(record.kept_blueprint is not None for record in records),
+            }
+        return found
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present iteration into the run folder, unless it is there, and returns it."""
+        facts = CheckpointFacts(
+            versions=present_versions(),
+            task=self._plan.task.model_dump(mode="json"),
+            actions=self._plan.action_names,
+            observation=self._plan.observation_names,
+            seed=self.config.seed,
+            runners=self._plan.placement.runners,
+            episodes_per_iteration=self._plan.episodes,
+            host_pool=self.config.host_pool,
+            iteration=self.iteration,
+            host_epochs=self.result.tally.host_epochs,
+            plugins=self.config.plugin,
+        )
+
+        def save(path: str) -> None:
+            self._algorithm.save_to_path(path)
+            write_facts(Path(path), facts)
+
+        return self._folder.save_checkpoint(self.iteration, save)
+
+    def finish(self, seconds: float) -> RunResult:
+        """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time."""
+        self.result.iterations = self.iteration
+        self.result.actors_lost = self._algorithm.actors_lost
+        self.result.checkpoint = self.save()
+        self.result.seconds = seconds
+        self._folder.write_summary(self.result.as_dict())
+        return self.result
