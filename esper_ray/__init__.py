@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from esper_ray.episode import MorphogenesisEnv, run_ppo_episode
     from esper_ray.lifecycle import SeedStage
     from esper_ray.models import blueprint, host
+    from esper_ray.notebook import Session
     from esper_ray.tasks import TaskSpec, create_model, get_task_spec, register_task
 
 __version__ = "0.1.0"
 __all__ = [
     "MorphogenesisEnv",
     "SeedStage",
+    "Session",
     "TaskSpec",
     "blueprint",
     "create_model",
@@ -34,6 +36,7 @@ _HOME = {
     "blueprint": "esper_ray.models",
     "host": "esper_ray.models",
     "data_source": "esper_ray.data",
+    "Session": "esper_ray.notebook",
     "TaskSpec": "esper_ray.tasks",
     "create_model": "esper_ray.tasks",
     "get_task_spec": "esper_ray.tasks",

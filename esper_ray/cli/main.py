@@ -85,11 +85,9 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     """
     _require_known(arguments)
     errors = io.StringIO()
-    defaults = {"train": _config_of_file(arguments)}
-    commands: list[Any] = [
-        Annotated[model, tyro.conf.subcommand(name, **({"default": defaults[name]} if name in defaults else {}))]
-        for name, (model, _) in _COMMANDS.items()
-    ]
+    subcommands = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
+    subcommands["train"] = tyro.conf.subcommand("train", default=_config_of_file(arguments))
+    commands: list[Any] = [Annotated[model, subcommands[name]] for name, (model, _) in _COMMANDS.items()]
     choice: Any = Union[tuple(commands)]  # noqa: UP007
     try:
         with redirect_stderr(errors):

@@ -70,7 +70,8 @@ def _print_summary(console: Console, task: TaskSpec, data_dir: Path | None) -> N
 
 
 def _print_settings(console: Console, task: TaskSpec) -> None:
-    console.print(f"  actions: {', '.join(ActionTable.of(create_model(task), _device()).names)}\n", markup=False)
+    actions = ActionTable.of(create_model(task), _device(), task.decisions.blueprints)
+    console.print(f"  actions: {', '.join(actions.names)}\n", markup=False)
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
         settings.add_row(key, Text(str(value)))

@@ -40,10 +40,20 @@ class ActionTable:
         self.names: tuple[str, ...] = (Decision.WAIT.value, *germinate, Decision.FOSSILIZE.value, Decision.CULL.value)
 
     @classmethod
-    def of(cls, model: MorphogeneticModel, device: str | torch.device = "cpu") -> "ActionTable":
-        """Returns the actions for the blueprints that fit the model's slot and can be trained on `device`."""
+    def of(
+        cls,
+        model: MorphogeneticModel,
+        device: str | torch.device = "cpu",
+        blueprints: Sequence[str] | None = None,
+    ) -> "ActionTable":
+        """Returns the actions for the blueprints that fit the model's slot and can be trained on `device`.
+
+        Args:
+            blueprints: only these of them, see `DecisionSettings.blueprints`; None: all.
+        """
         slot = model.seed_slot
-        return cls([b.blueprint_id for b in list_blueprints(slot.topology, slot.width, device)])
+        fitting = [b.blueprint_id for b in list_blueprints(slot.topology, slot.width, device)]
+        return cls([name for name in fitting if blueprints is None or name in blueprints])
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "ActionTable":

@@ -86,7 +86,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         self._twins = HostCache("twins", task, folder, self._device) if task.reward.mode == "paired" else None
         self._twin_accuracies: Sequence[float] = ()
         with seeded(0):
-            self.action_table = ActionTable.of(create_model(task), device)
+            self.action_table = ActionTable.of(create_model(task), device, task.decisions.blueprints)
         self.observation_table = ObservationTable(self.action_table.blueprint_ids, task.variety.enabled)
         mask = np.zeros(len(self.action_table), dtype=np.int8)
         self._legal = LegalActions(mask)

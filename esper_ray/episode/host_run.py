@@ -93,7 +93,7 @@ class HostRun:
         slot = self.model.seed_slot
         listed = list_blueprints(slot.topology, slot.width, device)
         self._seed_sizes = {blueprint.blueprint_id: blueprint.parameter_count for blueprint in listed}
-        self.actions = actions or ActionTable([blueprint.blueprint_id for blueprint in listed])
+        self.actions = actions or ActionTable.of(self.model, device, task.decisions.blueprints)
         self.host_parameters = sum(parameter.numel() for parameter in self.model.get_host_parameters())
         self.epoch = 0
         self.outcome: EpochOutcome | None = None

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import ray
 import torch
@@ -341,6 +342,21 @@ class EpisodePPO(PPO):
             time.sleep(_SECONDS_BETWEEN_PROBES)
             self.restore_env_runners(self.env_runner_group)
         self._force_weights([runner])
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint of `save_to_path`, with this configuration's schedules.
+
+        RLlib leaves the learning rate at what the checkpoint says, and the entropy coefficient at its first value,
+        until an update has passed.
+        """
+        self.restore_from_path(str(checkpoint.absolute()))
+        steps = self.iteration * self.config.train_batch_size_per_learner
+        learner = self.learner_group._learner
+        for optimizer, schedule in learner._optimizer_lr_schedules.items():
+            learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
+        for schedule in learner.entropy_coeff_schedulers_per_module.values():
+            schedule.update(timestep=steps)
+        self._force_weights()
 
     def _force_weights(self, runners: list[int] | None = None) -> None:
         """Gives the actors (all, unless `runners` names some) the learner's weights, whatever they say they have.

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from esper_ray.errors import ConfigurationError, unknown_name
 
+_Model = TypeVar("_Model", bound=BaseModel)
 Logger = Literal["wandb", "mlflow"]
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
 
@@ -328,28 +329,57 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
     """
+    where = f"--config {path}"
+    values = read_yaml(where, path)
+    if "space" in values:
+        raise ConfigurationError(f"{where} describes a search: esper-ray tune {path}")
+    require_known_keys(where, values, TrainConfig)
+    return parse_config(where, {**values, "config": path}, TrainConfig)
+
+
+def read_yaml(where: str, path: Path) -> dict[str, Any]:
+    """Reads a YAML file of settings; `where` begins the message if that fails.
+
+    Raises:
+        ConfigurationError: it cannot be read, is not YAML, or holds no settings.
+    """
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigurationError(f"--config {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigurationError(f"{where} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigurationError(f"--config {path}: expected settings as KEY: VALUE, got {type(values).__name__}")
-    _require_known_keys(path, values, TrainConfig)
+        raise ConfigurationError(f"{where}: expected settings as KEY: VALUE, got {type(values).__name__}")
+    return values
+
+
+def parse_config(where: str, values: dict[str, Any], model: type[_Model]) -> _Model:
+    """Returns the settings that `values` give; `where` begins the message.
+
+    Raises:
+        ConfigurationError: a value is not valid.
+    """
     try:
-        return TrainConfig.model_validate({**values, "config": path})
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigurationError(f"--config {path}: {key}: {first['msg']}, got {first['input']!r}") from None
+        if first["type"] == "value_error":
+            raise ConfigurationError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigurationError(f"{where}: {key}: {first['msg']}, got {first['input']!r}") from None
 
 
-def _require_known_keys(path: Path, values: dict[str, Any], model: type[BaseModel], prefix: str = "") -> None:
+def require_known_keys(where: str, values: dict[str, Any], model: type[BaseModel], prefix: str = "") -> None:
+    """Refuses a key that is no setting of the model.
+
+    Raises:
+        ConfigurationError: it names the nearest one.
+    """
     for key, value in values.items():
         if key not in model.model_fields:
             known = [prefix + name for name in model.model_fields]
-            raise ConfigurationError(f"--config {path}: {unknown_name('key', f'{prefix}{key}', known)}")
+            raise ConfigurationError(f"{where}: {unknown_name('key', f'{prefix}{key}', known)}")
         inner = model.model_fields[key].annotation
         if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            _require_known_keys(path, value, inner, f"{prefix}{key}.")
+            require_known_keys(where, value, inner, f"{prefix}{key}.")

@@ -36,6 +36,19 @@ def interrupts_raise() -> Iterator[None]:
 
 
 @contextmanager
+def sigterm_as_sigint() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does: Ray Tune then ends a search with its state saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def held_interrupts() -> Iterator[None]:
     """Holds interrupts back to the end of the block, so that what is begun in it is whole."""
     _State.holding = True

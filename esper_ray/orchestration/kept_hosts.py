@@ -1,5 +1,6 @@
 """The best grown hosts of a run, on disk."""
 
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class KeptHosts:
         if len(self._accuracies) < self._count:
             return -inf
         return min(self._accuracies.values(), default=inf)
+
+    def take_up(self, accuracies: Sequence[float]) -> None:
+        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
+        for number in kept_episodes(self._folder):
+            if number <= len(accuracies):
+                self._accuracies[number] = accuracies[number - 1]
+            else:
+                _path(self._folder, number).unlink()
 
     def offer(self, number: int, episode: FinishedEpisode) -> None:
         """Keeps the weights of the run's episode `number` if it is among the best; the one that it displaces goes."""

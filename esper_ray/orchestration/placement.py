@@ -13,6 +13,8 @@ import torch
 from esper_ray.errors import PlacementError
 
 _SECONDS_FOR_RELEASE = 5.0
+LEARNER_CPUS = 0.1
+"""CPU share that a trial's learner is counted with; Ray does not place a process that asks for nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,50 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
     placement = Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
     _require_free(placement)
     return placement
+
+
+def place_trials(
+    runners: int | None, concurrent: int | None, trials: int, episodes: int, device: Literal["auto", "cpu", "cuda"]
+) -> tuple[Placement, int]:
+    """Decides where the actors of each trial of a search go, and how many trials run at a time.
+
+    A trial gets whole CPUs, as many as it has runners; its learner, which works while they wait, takes a tenth of one.
+
+    Args:
+        runners: actors of a trial asked for; None: what the trials at a time leave, at most one per episode.
+        concurrent: trials at a time asked for; None: as many as fit.
+        trials: in all.
+        episodes: episodes per iteration of a trial.
+        device: what the user asked for.
+
+    Raises:
+        PlacementError: they do not fit; the message says what does.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = _use_gpus(device, int(sum(node.get("GPU", 0) for node in nodes)))
+    if use_gpu:
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    at_a_time = concurrent or max(1, min(trials, cpus // runners if runners else cpus))
+    each = runners or max(1, min(episodes, cpus // at_a_time))
+    if each > cpus:
+        raise PlacementError(
+            f"a trial of {each} runners does not fit: each needs 1 CPU and the cluster has {cpus}; use train.runners "
+            f"{cpus} at most"
+        )
+    if each * at_a_time > cpus:
+        raise PlacementError(
+            f"{at_a_time} trials of {each} runners at a time do not fit on {cpus} CPUs; use --max-concurrent "
+            f"{cpus // each} at most"
+        )
+    if each > episodes:
+        raise PlacementError(
+            f"{each} runners share {episodes} episodes at a time, so some would have none; use train.runners "
+            f"{episodes} at most"
+        )
+    _require_free(Placement(each * at_a_time, 1, _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0))
+    share = _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0
+    return Placement(each, 1.0 - LEARNER_CPUS, share), at_a_time
 
 
 def _require_free(placement: Placement) -> None:

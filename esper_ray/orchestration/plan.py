@@ -69,7 +69,6 @@ class RunPlan:
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         return {
-            "esper_ray": __version__,
             "command": {"name": self.config.command, **_absolute(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
             "runners": self.placement.runners,
@@ -80,10 +79,7 @@ class RunPlan:
             "episodes_per_iteration": self.episodes,
             "wait_only_episodes": self.wait_only_episodes,
             "actions": self.action_names,
-            "git_commit": _git_commit(),
-            "python": platform.python_version(),
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
-            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+            **origin(),
         }
 
 
@@ -200,6 +196,17 @@ def _algorithm(
 def _absolute(config: RunConfig) -> RunConfig:
     """Returns the configuration with a data folder that means the same from every working folder."""
     return config.model_copy(update={"data_dir": config.data_dir.absolute() if config.data_dir else None})
+
+
+def origin() -> dict[str, Any]:
+    """Returns what a file of results says of where and when it was made: versions, git commit, time."""
+    return {
+        "esper_ray": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def _git_commit() -> str | None:

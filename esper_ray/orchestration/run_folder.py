@@ -58,6 +58,23 @@ def is_run(path: Path) -> bool:
     return (path / _CONFIG).is_file()
 
 
+def has_ended(path: Path) -> bool:
+    """Returns whether a folder holds a run that ended of itself: not interrupted, nor stopped by a search."""
+    try:
+        return not json.loads((path / _SUMMARY).read_text())["interrupted"]
+    except FileNotFoundError:
+        return False
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl, one per iteration.
+
+    Raises:
+        RunFolderError: the file cannot be read, or is damaged.
+    """
+    return _read_rows(path / _METRICS)
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Returns what config.json of a run holds.
 
@@ -83,16 +100,21 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
         RunFolderError: the file cannot be read, or is damaged.
     """
-    try:
-        lines = (path / _EPISODES).read_text().splitlines(keepends=True)
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # one without is still being written
-    except OSError as error:
-        raise RunFolderError(f"{path / _EPISODES} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RunFolderError(f"{path / _EPISODES} is damaged: {error}; play the run again") from None
+    rows = _read_rows(path / _EPISODES)
     if any(not isinstance(row, dict) or "episode" not in row or "kept_blueprint" not in row for row in rows):
         raise RunFolderError(f"{path / _EPISODES} was written by an earlier version of esper_ray; play the run again")
     return {row["episode"]: row for row in rows}
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    try:
+        lines = file.read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]  # one without is still being written
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunFolderError(f"{file} is damaged: {error}; play the run again") from None
+    return rows
 
 
 def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> None:
@@ -101,8 +123,12 @@ def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> N
     Args:
         exact: write floats to their last digit, for a file that is compared with.
     """
+    _replace(path, json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.with_suffix(".writing")
-    partial.write_text(json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
+    partial.write_text(text)
     partial.rename(path)
 
 
@@ -112,23 +138,30 @@ class RunFolder:
     Args:
         path: as checked by `require_usable`.
         config: everything that the run follows from.
+        keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go.
+        keep_policies: its checkpoints and hosts stay as well.
 
     Raises:
         RunFolderError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], keep_iterations: int = 0, keep_policies: bool = True
+    ) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._remove_old_run()
-            (path / _CHECKPOINTS).mkdir()
+            if keep_iterations == 0:
+                self._remove_old_run()
+            else:
+                self._keep(keep_iterations, keep_policies)
+            (path / _CHECKPOINTS).mkdir(exist_ok=True)
             (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
-            self._metrics = (path / _METRICS).open("w")
-            self._episodes = (path / _EPISODES).open("w")
+            self._metrics = (path / _METRICS).open("a")
+            self._episodes = (path / _EPISODES).open("a")
         except OSError as error:
             raise RunFolderError(f"--out {path} cannot be written: {error.strerror}; name another folder") from error
-        self._events = SummaryWriter(str(path))
+        self._events = SummaryWriter(str(path), purge_step=keep_iterations + 1)
 
     def _remove_old_run(self) -> None:
         for name in (_CONFIG, _METRICS, _EPISODES, _SUMMARY):
@@ -137,6 +170,20 @@ class RunFolder:
             events.unlink()
         for folder in (_CHECKPOINTS, HOSTS, EXPORTS, HELD_OUT):
             shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def _keep(self, iterations: int, policies: bool) -> None:
+        """Drops what lies behind an iteration, and the end of a row that was being written."""
+        (self.path / _SUMMARY).unlink(missing_ok=True)
+        for name in (_METRICS, _EPISODES):
+            file = self.path / name
+            lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]
+            _replace(file, "".join(kept))
+        for checkpoint in (self.path / _CHECKPOINTS).glob("iteration_*"):
+            if not policies or int(checkpoint.name.removeprefix("iteration_")) > iterations:
+                shutil.rmtree(checkpoint)
+        if not policies:
+            shutil.rmtree(self.path / HOSTS, ignore_errors=True)
 
     @property
     def hosts(self) -> Path:

@@ -17,7 +17,7 @@ from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.plan import RunObserver, RunPlan
 from esper_ray.orchestration.run_folder import RunFolder
-from esper_ray.orchestration.run_result import RunResult
+from esper_ray.orchestration.run_result import RunResult, RunTally
 from esper_ray.orchestration.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.policies import WaitPolicy
 from esper_ray.seeding import Stream, derive_seed
@@ -28,6 +28,10 @@ class TrainingRun:
 
     An interrupt while episodes are played abandons the iteration: `iterate` may be called again and plays the same one.
     One that comes later, while the policy is updated, is held back until the iteration is over and written down.
+
+    Attributes:
+        algorithm: actors and learner.
+        result: what the run came to so far.
 
     Args:
         plan: the run, of `esper-ray train`.
@@ -41,7 +45,7 @@ class TrainingRun:
         self.config = plan.config
         self.result = RunResult(plan)
         self._plan = plan
-        self._algorithm = algorithm
+        self.algorithm = algorithm
         self._folder = folder
         self._observer = observer
         self._kept = KeptHosts(folder.hosts, self.config.keep_hosts)
@@ -49,12 +53,17 @@ class TrainingRun:
     @property
     def iteration(self) -> int:
         """Iterations that are over."""
-        return int(self._algorithm.iteration)
+        return int(self.algorithm.iteration)
 
     @property
     def is_over(self) -> bool:
         """Whether the last iteration is over."""
         return self.iteration >= self._plan.iterations
+
+    def take_up(self, tally: RunTally) -> None:
+        """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
+        self.result.tally = tally
+        self._kept.take_up(tally.trained)
 
     def play_wait_only(self) -> None:
         """Plays hosts that never grow a seed, on seeds that no training episode has."""
@@ -70,7 +79,7 @@ class TrainingRun:
             done += 1
             self._observer.on_scripted("wait-only", done, total)
 
-        played = self._algorithm.play_scripted(tickets, WaitPolicy(), count)
+        played = self.algorithm.play_scripted(tickets, WaitPolicy(), count)
         self.result.tally.wait_only = [episode.record.kept_val_accuracy for episode in played]
 
     def iterate(self) -> dict[str, Any]:
@@ -81,8 +90,8 @@ class TrainingRun:
         """
         started = time.monotonic()
         with held_interrupts():
-            self._algorithm.keep_from = self._kept.threshold
-            rllib_result = self._algorithm.train()
+            self.algorithm.keep_from = self._kept.threshold
+            rllib_result = self.algorithm.train()
             row = self._row(rllib_result, started)
             try:
                 if self.config.evaluate_every and self.iteration % self.config.evaluate_every == 0:
@@ -96,7 +105,7 @@ class TrainingRun:
         return row
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
-        algorithm, tally, iteration = self._algorithm, self.result.tally, self.iteration
+        algorithm, tally, iteration = self.algorithm, self.result.tally, self.iteration
         for number, episode in enumerate(algorithm.episodes, start=len(tally.trained) + 1):
             self._folder.add_episode(number, iteration, episode)
             self._kept.offer(number, episode)
@@ -119,7 +128,7 @@ class TrainingRun:
 
     def _evaluate(self) -> dict[str, Any]:
         """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
-        algorithm = self._algorithm
+        algorithm = self.algorithm
         seeds = development_seeds(self.config.evaluation_episodes)
         training = algorithm.training_seeds(self._plan.iterations)
         assert not set(seeds) & training, "held-out seeds must not occur in training"
@@ -154,7 +163,7 @@ class TrainingRun:
         )
 
         def save(path: str) -> None:
-            self._algorithm.save_to_path(path)
+            self.algorithm.save_to_path(path)
             write_facts(Path(path), facts)
 
         return self._folder.save_checkpoint(self.iteration, save)
@@ -162,7 +171,7 @@ class TrainingRun:
     def finish(self, seconds: float) -> RunResult:
         """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time."""
         self.result.iterations = self.iteration
-        self.result.actors_lost = self._algorithm.actors_lost
+        self.result.actors_lost = self.algorithm.actors_lost
         self.result.checkpoint = self.save()
         self.result.seconds = seconds
         self._folder.write_summary(self.result.as_dict())

@@ -16,8 +16,8 @@ from esper_ray.data import (
     get_source,
     prepare,
 )
-from esper_ray.errors import ConfigurationError, DatasetError
-from esper_ray.models import MorphogeneticModel, build_host
+from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
+from esper_ray.models import MorphogeneticModel, build_host, registered_blueprints
 from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.spec import TaskSpec
@@ -42,8 +42,13 @@ def require_sound(task: TaskSpec) -> None:
     """Tries out every host of the task and every blueprint that it could grow, on one made-up sample on the CPU.
 
     Raises:
-        ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`.
+        ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`; or `decisions.blueprints` names an
+            unknown one.
     """
+    known = registered_blueprints(create_model(task).seed_slot.topology)
+    for name in task.decisions.blueprints or ():
+        if name not in known:
+            raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
     is_text = task.task_type == "lm"
     sample = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
     outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)

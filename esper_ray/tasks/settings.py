@@ -109,8 +109,10 @@ class VarietySettings(_Settings):
 
 
 class DecisionSettings(_Settings):
-    """When the action mask allows what. Epochs are completed epochs."""
+    """What the actions are, and when the mask allows them. Epochs are completed epochs."""
 
+    blueprints: tuple[str, ...] | None = Field(None, min_length=1)
+    """Blueprints that can germinate. Unset: all that fit the slot."""
     min_germination_epoch: int = Field(5, ge=0)
     """GERMINATE from this epoch on."""
     min_plateau: int = Field(3, ge=0)

@@ -1,0 +1,310 @@
+"""A session: owns Ray for a notebook, and runs whatever the command line runs."""
+
+import atexit
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel
+from typing_extensions import Self
+
+from esper_ray.errors import ConfigurationError
+from esper_ray.notebook import frames
+from esper_ray.notebook.display import make_session_display
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.compare import compare
+from esper_ray.orchestration.comparison import Comparison
+from esper_ray.orchestration.config import (
+    CompareConfig,
+    HeuristicConfig,
+    TrainConfig,
+    TuneConfig,
+    parse_config,
+    require_known_keys,
+)
+from esper_ray.orchestration.heuristic import play_heuristic
+from esper_ray.orchestration.interrupts import interrupts_raise
+from esper_ray.orchestration.plan import started_run
+from esper_ray.orchestration.run_folder import RunFolder
+from esper_ray.orchestration.run_result import RunResult
+from esper_ray.orchestration.search import SearchResult, run_search
+from esper_ray.orchestration.training_run import TrainingRun
+from esper_ray.plugins import load_plugins
+from esper_ray.report import write_report
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Session:
+    """Starts Ray, and ends it with everything that runs on it. Use it as a context manager, or `open` and `close` it.
+
+    What runs in a session shows one output that updates itself. Ctrl-C or the notebook's stop button ends what runs,
+    never the session.
+
+    Args:
+        num_cpus, num_gpus: what Ray may use; None: what the machine has.
+        plugins: modules that register hosts, blueprints, data or tasks of your own.
+        folder: where runs and searches are written that are not told otherwise.
+
+    Example:
+        >>> from esper_ray import Session
+        >>> with Session() as session:  # doctest: +SKIP
+        ...     training = session.train(task="digits", iterations=8).run()
+        ...     training.iterations["kept_val_accuracy"].plot()
+    """
+
+    def __init__(
+        self,
+        num_cpus: int | None = None,
+        num_gpus: int | None = None,
+        plugins: tuple[str, ...] = (),
+        folder: Path | str = "runs",
+    ) -> None:
+        self._ray = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        self._plugins = tuple(plugins)
+        self.folder = Path(folder)
+        self._stack = ExitStack()
+        self._is_open = False
+        self._trainings: list[Training] = []
+
+    def open(self) -> Self:
+        """Starts Ray, or uses the one that this process is connected to."""
+        if not self._is_open:
+            load_plugins(self._plugins)
+            warnings.filterwarnings("ignore", module="ray")
+            self._stack.enter_context(local_ray(plugins=self._plugins, **self._ray))
+            self._is_open = True
+            atexit.register(self.close)
+        return self
+
+    def close(self) -> None:
+        """Ends every training, with a checkpoint, and Ray."""
+        for training in self._trainings:
+            training.close()
+        self._trainings.clear()
+        self._stack.close()
+        self._is_open = False
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, **settings: Any) -> "Training":
+        """Starts the actors of a training run; `Training.run` trains.
+
+        Args:
+            settings: of `esper-ray train`, with underscores; `ppo` is a dict, `set` a list of "KEY=VALUE".
+
+        Raises:
+            EsperError: a setting is unknown or not valid, or as `esper-ray train` says; nothing is written.
+        """
+        training = Training(_checked("train", _unnamed(self._given(settings), "train", self.folder), TrainConfig))
+        self._trainings.append(training)
+        return training
+
+    def heuristic(self, **settings: Any) -> pd.DataFrame:
+        """Plays episodes with the heuristic policy and returns a row per episode; settings of `esper-ray heuristic`."""
+        config = _checked("heuristic", _unnamed(self._given(settings), "heuristic", self.folder), HeuristicConfig)
+        with make_session_display() as display:
+            result = play_heuristic(config, display)
+        return frames.episodes_frame(result.plan.out)
+
+    def compare(self, *checkpoints: Path | str, **settings: Any) -> "ComparedPolicies":
+        """Holds checkpoints against simple controls on held-out hosts; settings of `esper-ray compare`.
+
+        Interrupted, the same call goes on where it was.
+        """
+        given = {**self._given(settings), "checkpoints": tuple(Path(path) for path in checkpoints)}
+        self._require_open()
+        with make_session_display() as display:
+            return ComparedPolicies(compare(_checked("compare", given, CompareConfig), display))
+
+    def tune(self, search: Path | str | Mapping[str, Any], **flags: Any) -> "Search":
+        """Searches settings and ranks them. Interrupted, the same call with `resume=True` goes on.
+
+        Args:
+            search: a file of tune_configs/, or what it would hold.
+            flags: of `esper-ray tune`, with underscores.
+        """
+        self._require_open()
+        if isinstance(search, Mapping):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.folder / f"{flags.pop('name', 'search')}.yaml"
+            file.write_text(yaml.safe_dump(dict(search)))
+        else:
+            file = Path(search)
+        given = {"out": self.folder / f"tune-{file.stem}", **flags, "file": file}
+        with make_session_display() as display:
+            return Search(run_search(_checked("tune", given, TuneConfig), display))
+
+    def _given(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        self._require_open()
+        return {"plugin": self._plugins, **settings}
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ConfigurationError("the session is closed: use it as `with Session() as session`, or open() it")
+
+
+class Training:
+    """A training run whose actors stay up between calls of `run`, so that one can look, and go on.
+
+    Attributes:
+        folder: its run folder.
+        interrupted: the last call of `run` was.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._stack = ExitStack()
+        self._display = make_session_display()
+        self._seconds = 0.0
+        self._result: RunResult | None = None
+        self.interrupted = False
+        with self._display, self._stack:
+            plan, algorithm, board = self._stack.enter_context(started_run(config))
+            folder = self._stack.enter_context(RunFolder(plan.out, plan.as_dict()))
+            self._run = TrainingRun(plan, algorithm, folder, self._display)
+            self._board = board
+            self._display.on_start(plan, board)
+            self._stack = self._stack.pop_all()  # from here on `close` ends them
+        self._plan = plan
+        self.folder = plan.out
+        self._has_waited = False
+
+    def run(self, iterations: int | None = None) -> Self:
+        """Trains for so many iterations, or to the end, and returns itself. Interrupted, it returns early.
+
+        An interrupted iteration is played again by the next call, so a run that was stopped and went on comes to the
+        same as one that was not.
+
+        Raises:
+            ConfigurationError: the training was closed.
+            EpisodeFailedError: an episode raised, or its actor was lost too often.
+        """
+        if self._result is not None:
+            raise ConfigurationError(f"the training is closed; its results are in {self.folder}")
+        started, last = time.monotonic(), self._run.iteration + (iterations or self._plan.iterations)
+        self.interrupted = False
+        with self._display:
+            self._display.on_start(self._plan, self._board)
+            try:
+                with interrupts_raise():
+                    if not self._has_waited:
+                        self._run.play_wait_only()
+                        self._has_waited = True
+                        waited = self._run.result.tally.wait_only
+                        self._display.wait_only = sum(waited) / len(waited) if waited else None
+                    while not self._run.is_over and self._run.iteration < last:
+                        self._run.iterate()
+            except KeyboardInterrupt:
+                self.interrupted = True
+        self._seconds += time.monotonic() - started
+        return self
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last iteration is over."""
+        return self._run.is_over
+
+    @property
+    def checkpoint(self) -> Path:
+        """A checkpoint of the present policy, for `Session.compare` and `esper-ray evaluate`."""
+        if self._result is not None:
+            assert self._result.checkpoint is not None
+            return self._result.checkpoint
+        return self._run.save()
+
+    @property
+    def iterations(self) -> pd.DataFrame:
+        """A row per iteration: means over its episodes, learner health."""
+        return frames.iterations_frame(self.folder)
+
+    @property
+    def episodes(self) -> pd.DataFrame:
+        """A row per episode: outcome, decisions, reward components."""
+        return frames.episodes_frame(self.folder)
+
+    def epochs(self, episode: int) -> pd.DataFrame:
+        """Returns a row per epoch of an episode: decision, stage, accuracies, alpha, gradients, reward."""
+        return frames.epochs_frame(self.folder, episode)
+
+    def report(self) -> Path:
+        """Writes the run's page and returns it."""
+        return write_report(self.folder)
+
+    def close(self) -> RunResult:
+        """Ends the actors, writes checkpoint and summary, and returns what the run came to. May be called again."""
+        if self._result is None:
+            self._run.result.interrupted = not self._run.is_over
+            self._board.close()
+            self._result = self._run.finish(self._seconds)
+            self._stack.close()
+        return self._result
+
+
+class ComparedPolicies:
+    """What a comparison came to."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+
+    @property
+    def policies(self) -> pd.DataFrame:
+        """A row per policy: means over the held-out hosts."""
+        return frames.policies_frame(self.comparison)
+
+    @property
+    def differences(self) -> pd.DataFrame:
+        """Learned − control in points, with 95 % bootstrap intervals."""
+        return frames.differences_frame(self.comparison)
+
+    @property
+    def verdict(self) -> str:
+        """What the scores of record say, in a sentence; of the sampled policy."""
+        return self.comparison.verdict(list(self.comparison.facts))
+
+
+class Search:
+    """What a search came to."""
+
+    def __init__(self, result: SearchResult) -> None:
+        self.result = result
+
+    @property
+    def ranking(self) -> pd.DataFrame:
+        """A row per setting, best first: mean and standard deviation over the training seeds."""
+        return frames.ranking_frame(self.result.ranking)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial."""
+        return frames.trials_frame(self.result.trials)
+
+    @property
+    def best(self) -> Path | None:
+        """File of the best setting, for `esper-ray train --config`; None if nothing was measured."""
+        return self.result.best
+
+    def report(self) -> Path:
+        """Writes the search's page and returns it."""
+        return write_report(self.result.plan.folder)
+
+
+def _unnamed(settings: Mapping[str, Any], command: str, folder: Path) -> dict[str, Any]:
+    """Returns the settings with a new run folder, unless they name one."""
+    name = f"{settings.get('task', 'digits')}-{command}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    return {"out": folder / name, **settings}
+
+
+def _checked(command: str, settings: dict[str, Any], model: type[_Model]) -> _Model:
+    require_known_keys(command, settings, model)
+    return parse_config(command, settings, model)
