@@ -41,15 +41,18 @@ class PlainDisplay:
         self._board: BoardReader | None = None
         self._last_line = time.monotonic()
         self._stop = threading.Event()
-        self._status = threading.Thread(target=self._print_status, daemon=True)
+        self._status: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        self._stop.clear()
+        self._status = threading.Thread(target=self._print_status, daemon=True)
         self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._status.join()
+        if self._status is not None:
+            self._status.join()
 
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
         """Says what is going to run."""

@@ -138,6 +138,11 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             self._carried += self._advance(ActionTable.WAIT)
         return self._observe(), {"episode_seed": episode_seed}
 
+    @property
+    def epochs(self) -> tuple[EpochRecord, ...]:
+        """What was measured in each epoch of the episode so far."""
+        return tuple(self._epochs)
+
     def _new_run(self, episode_seed: int, beginning: Beginning | None = None) -> HostRun:
         task = draw_host(self.task, episode_seed)
         data = self._data.of_host(task, episode_seed)

@@ -25,6 +25,7 @@ from esper_ray.orchestration.config import (
     HeuristicConfig,
     TrainConfig,
     TuneConfig,
+    load_config,
     parse_config,
     require_known_keys,
 )
@@ -102,11 +103,15 @@ class Session:
         """Starts the actors of a training run; `Training.run` trains.
 
         Args:
-            settings: of `esper-ray train`, with underscores; `ppo` is a dict, `set` a list of "KEY=VALUE".
+            settings: of `esper-ray train`, with underscores; `ppo` is a dict, `set` a list of "KEY=VALUE", `config` a
+                file whose settings the others override.
 
         Raises:
             EsperError: a setting is unknown or not valid, or as `esper-ray train` says; nothing is written.
         """
+        if "config" in settings:
+            file = Path(settings["config"])
+            settings = {**load_config(file).model_dump(exclude_unset=True), **settings, "config": file}
         training = Training(_checked("train", _unnamed(self._given(settings), "train", self.folder), TrainConfig))
         self._trainings.append(training)
         return training
@@ -184,14 +189,16 @@ class Training:
         """Trains for so many iterations, or to the end, and returns itself. Interrupted, it returns early.
 
         An interrupted iteration is played again by the next call, so a run that was stopped and went on comes to the
-        same as one that was not.
+        same as one that was not. After its last iteration the training is closed.
 
         Raises:
             ConfigurationError: the training was closed.
             EpisodeFailedError: an episode raised, or its actor was lost too often.
         """
+        if self.is_over:
+            return self
         if self._result is not None:
-            raise ConfigurationError(f"the training is closed; its results are in {self.folder}")
+            raise ConfigurationError(f"the training is closed; what there is of it is in {self.folder}")
         started, last = time.monotonic(), self._run.iteration + (iterations or self._plan.iterations)
         self.interrupted = False
         with self._display:
@@ -208,6 +215,8 @@ class Training:
             except KeyboardInterrupt:
                 self.interrupted = True
         self._seconds += time.monotonic() - started
+        if self.is_over:
+            self.close()
         return self
 
     @property
@@ -280,6 +289,11 @@ class Search:
         self.result = result
 
     @property
+    def folder(self) -> Path:
+        """The search's folder."""
+        return self.result.plan.folder
+
+    @property
     def ranking(self) -> pd.DataFrame:
         """A row per setting, best first: mean and standard deviation over the training seeds."""
         return frames.ranking_frame(self.result.ranking)
@@ -296,7 +310,7 @@ class Search:
 
     def report(self) -> Path:
         """Writes the search's page and returns it."""
-        return write_report(self.result.plan.folder)
+        return write_report(self.folder)
 
 
 def _unnamed(settings: Mapping[str, Any], command: str, folder: Path) -> dict[str, Any]:

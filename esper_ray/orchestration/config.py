@@ -135,6 +135,8 @@ class TrainConfig(RunChoice):
     """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
     """Iterations between checkpoints; there is always one at the end."""
+    logger: tuple[Logger, ...] = ()
+    """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
     ppo: PPOSettings = PPOSettings()
 
 

@@ -126,9 +126,10 @@ def _require_free(placement: Placement) -> None:
         if time.monotonic() > give_up:
             kind = lacking[0]
             fit = int(free.get(kind, 0.0) * placement.runners / needed[kind])
+            remedy = f"use --runners {fit} at most" if fit else "first end what holds them"
             raise PlacementError(
                 f"{placement.runners} runners do not fit: they need {needed[kind]:g} {kind}s and others leave "
-                f"{free.get(kind, 0.0):g} free; use --runners {fit} at most"
+                f"{free.get(kind, 0.0):g} free; {remedy}"
             )
         time.sleep(0.1)
 

@@ -17,7 +17,7 @@ from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.tickets import FinishedEpisode
 
 _CONFIG = "config.json"
-_METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 _EPISODES = "episodes.jsonl"
 _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
@@ -60,10 +60,8 @@ def is_run(path: Path) -> bool:
 
 def has_ended(path: Path) -> bool:
     """Returns whether a folder holds a run that ended of itself: not interrupted, nor stopped by a search."""
-    try:
-        return not json.loads((path / _SUMMARY).read_text())["interrupted"]
-    except FileNotFoundError:
-        return False
+    summary = path / _SUMMARY
+    return summary.is_file() and not json.loads(summary.read_text())["interrupted"]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -72,7 +70,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: the file cannot be read, or is damaged.
     """
-    return _read_rows(path / _METRICS)
+    return _read_rows(path / METRICS_FILE)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -157,14 +155,14 @@ class RunFolder:
                 self._keep(keep_iterations, keep_policies)
             (path / _CHECKPOINTS).mkdir(exist_ok=True)
             (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
-            self._metrics = (path / _METRICS).open("a")
+            self._metrics = (path / METRICS_FILE).open("a")
             self._episodes = (path / _EPISODES).open("a")
         except OSError as error:
             raise RunFolderError(f"--out {path} cannot be written: {error.strerror}; name another folder") from error
         self._events = SummaryWriter(str(path), purge_step=keep_iterations + 1)
 
     def _remove_old_run(self) -> None:
-        for name in (_CONFIG, _METRICS, _EPISODES, _SUMMARY):
+        for name in (_CONFIG, METRICS_FILE, _EPISODES, _SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
@@ -174,7 +172,7 @@ class RunFolder:
     def _keep(self, iterations: int, policies: bool) -> None:
         """Drops what lies behind an iteration, and the end of a row that was being written."""
         (self.path / _SUMMARY).unlink(missing_ok=True)
-        for name in (_METRICS, _EPISODES):
+        for name in (METRICS_FILE, _EPISODES):
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]
@@ -202,7 +200,7 @@ class RunFolder:
         clean = json_safe(dict(row))
         self._metrics.write(json.dumps(clean) + "\n")
         self._metrics.flush()
-        for name, value in _flat(clean):
+        for name, value in flat(clean):
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()
 
@@ -235,12 +233,12 @@ class RunFolder:
         self._events.close()
 
 
-def _flat(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+def flat(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
     """Returns the numbers of a nested row as ("group/name", value)."""
     numbers: list[tuple[str, float]] = []
     for name, value in row.items():
         if isinstance(value, Mapping):
-            numbers += _flat(value, f"{prefix}{name}/")
+            numbers += flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             numbers.append((f"{prefix}{name}", float(value)))
     return numbers

@@ -17,11 +17,11 @@ from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.interrupts import sigterm_as_sigint
-from esper_ray.orchestration.loggers import require_logger, tune_loggers
+from esper_ray.orchestration.loggers import require_loggers, tune_loggers
 from esper_ray.orchestration.placement import LEARNER_CPUS, Placement, place_trials
 from esper_ray.orchestration.plan import origin, require_playable
 from esper_ray.orchestration.ranking import RankedSetting, TrialResult, rank
-from esper_ray.orchestration.run_folder import has_ended, read_metrics, write_json
+from esper_ray.orchestration.run_folder import METRICS_FILE, has_ended, read_metrics, write_json
 from esper_ray.orchestration.search_file import SearchFile, load_search
 from esper_ray.orchestration.search_folder import (
     EXPERIMENT,
@@ -107,8 +107,7 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
     started = time.monotonic()
     search = load_search(config.file)
     load_plugins(search.train.plugin)
-    for name in config.logger:
-        require_logger(name)
+    require_loggers(config.logger)
     if search.algorithm == "optuna":
         require_optuna()
     folder = (config.out or Path("runs") / f"tune-{config.file.stem}").absolute()
@@ -248,7 +247,7 @@ def _result(plan: SearchPlan, tune_trials: Sequence[TuneTrial], seconds: float) 
     for trial in tune_trials:
         found = _glimpse(plan, trial)
         folder = plan.folder / TRIALS / found.name
-        rows = [reported(row) for row in read_metrics(folder)] if (folder / "metrics.jsonl").exists() else []
+        rows = [reported(row) for row in read_metrics(folder)] if (folder / METRICS_FILE).exists() else []
         found.iterations = len(rows)
         found.history = [row[plan.search.metric] for row in rows if plan.search.metric in row]
         found.failure = str(trial.get_error()).strip().splitlines()[-1] if trial.get_error() else ""

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.orchestration.config import PPOSettings, TrainConfig, parse_config, read_yaml, require_known_keys
 
 TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
-_NOT_SEARCHED = {"config", "out", "overwrite", "runners", "seed", "plugin", "device", "data_dir", "hub", "set", "ppo"}
-_GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed")
+_NOT_SEARCHED = {
+    *("config", "out", "overwrite", "runners", "seed", "plugin", "device", "data_dir", "hub", "set", "ppo", "logger"),
+}
+_GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed", "logger")
 _SECONDS_AND_COUNTS = ("iteration", "episodes", "host_epochs", "seconds")
 _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_accuracy", "added_parameters", "score")
 _LEARNER = ("explained_variance", "entropy_share", "kl", "clip_fraction", "value_loss")
@@ -296,14 +298,12 @@ def _require_searchable(where: str, space: Any) -> None:
 
 def _require_values(where: str, key: str, given: Any) -> None:
     """Refuses what is not one of the ways of giving values, naming the nearest."""
-    ways = [name for kind in (Grid, Choice, Uniform, LogUniform, RandInt) for name in kind.model_fields]
+    ways: dict[str, type[BaseModel]] = {
+        name: kind for kind in (Grid, Choice, Uniform, LogUniform, RandInt) for name in kind.model_fields
+    }
     if not isinstance(given, dict) or len(given) != 1:
         raise ConfigurationError(f"{where}: space.{key} expects one of {', '.join(ways)}, such as {{grid: [1, 2]}}")
     (way,) = given
     if way not in ways:
         raise ConfigurationError(f"{where}: space.{key}: {unknown_name('way of giving values', str(way), ways)}")
-    try:
-        TypeAdapter(Values).validate_python(given)
-    except ValidationError as error:
-        first = next(entry for entry in error.errors() if way in entry["loc"] or entry["type"] == "value_error")
-        raise ConfigurationError(f"{where}: space.{key}: {first['msg'].removeprefix('Value error, ')}") from None
+    parse_config(f"{where}: space.{key}", given, ways[way])

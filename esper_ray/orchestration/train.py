@@ -3,6 +3,7 @@
 import time
 
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.loggers import logged, require_loggers
 from esper_ray.orchestration.plan import RunObserver, started_run
 from esper_ray.orchestration.run_folder import RunFolder
 from esper_ray.orchestration.run_result import RunResult
@@ -17,9 +18,14 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
         EpisodeFailedError: an episode raised, or its actor was lost too often; there is a checkpoint.
     """
     started = time.monotonic()
-    with started_run(config) as (plan, algorithm, board), RunFolder(plan.out, plan.as_dict()) as folder:
-        run = TrainingRun(plan, algorithm, folder, observer)
-        observer.on_start(plan, board)
+    require_loggers(config.logger)
+    with (
+        started_run(config) as (plan, algorithm, board),
+        RunFolder(plan.out, plan.as_dict()) as folder,
+        logged(observer, config.logger, plan) as watching,
+    ):
+        run = TrainingRun(plan, algorithm, folder, watching)
+        watching.on_start(plan, board)
         try:
             run.play_wait_only()
             while not run.is_over:

@@ -1,0 +1,67 @@
+"""From a folder to the report of what it holds."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.search_folder import is_search
+from esper_ray.report.page import Page
+from esper_ray.report.reading import load_run, load_search, require_readable
+from esper_ray.report.run_page import run_page
+from esper_ray.report.search_page import search_page
+
+REPORT = "report.html"
+
+
+def load_page(folder: Path) -> Page:
+    """Returns the page of a run or a search.
+
+    Raises:
+        RunFolderError: the folder holds neither, or a file in it is damaged.
+    """
+    require_readable(folder)
+    return search_page(load_search(folder)) if is_search(folder) else run_page(load_run(folder))
+
+
+def render(folder: Path, live: bool = False) -> str:
+    """Returns the report of a run or a search as HTML.
+
+    Args:
+        live: the page keeps itself up to date, from the server that it came from.
+
+    Raises:
+        RunFolderError: the folder holds neither, or a file in it is damaged.
+    """
+    return load_page(folder).html(live)
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Writes the report under another name, renames it, and returns where it lies.
+
+    Args:
+        out: unset: report.html in the folder.
+
+    Raises:
+        RunFolderError: there is no run and no search, it is damaged, or the report cannot be written.
+    """
+    require_readable(folder)
+    path = out or folder / REPORT
+    if path.is_dir():
+        raise RunFolderError(f"--out {path} is a folder; name a file, such as {path / REPORT}")
+    if not path.parent.is_dir():
+        raise RunFolderError(f"--out {path} cannot be written: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise RunFolderError(f"{path} cannot be written: no permission in {path.parent}; name a file with --out")
+    text = render(folder)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=".report-", suffix=".writing", delete=False
+        ) as file:
+            partial = Path(file.name)
+            file.write(text)
+        partial.chmod(0o644)
+        partial.rename(path)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}; name another file with --out") from None
+    return path

@@ -1,0 +1,268 @@
+"""Searches with real Ray Tune: ranking, resumption after kill -9, schedulers, placement, loggers."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.cluster_utils import Cluster
+
+from esper_ray.cli.main import run
+from esper_ray.errors import PlacementError
+from esper_ray.orchestration import placement
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.config import TuneConfig
+from esper_ray.orchestration.placement import Placement, place_trials
+from esper_ray.orchestration.search import SearchPlan, SearchResult, run_search
+
+pytestmark = pytest.mark.slow
+
+TRAIN: dict[str, Any] = {
+    **{"task": "digits", "iterations": 3, "episodes_per_iteration": 4, "wait_only_episodes": 0, "max_epochs": 12},
+    "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"],
+}
+SMALL: dict[str, Any] = {"train": TRAIN, "space": {"ppo.lr_start": {"grid": [0.001, 0.003]}}, "seeds": [0, 1]}
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder for what a killed process cannot remove; its path is short, as Ray's sockets want it."""
+    folder = tempfile.mkdtemp(prefix="killed-")
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+class Silent:
+    """An observer that only counts."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def on_start(self, plan: SearchPlan) -> None:
+        self.plan = plan
+
+    def on_trials(self, trials: Any) -> None:
+        self.seen.append([trial.status for trial in trials])
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    file = folder / "search.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return file
+
+
+def searched(folder: Path, **changes: Any) -> SearchResult:
+    """Searches on a Ray of two CPUs."""
+    with local_ray(num_cpus=2):
+        return run_search(TuneConfig(file=written(folder, **changes), out=folder / "out"), Silent())
+
+
+def rows(run_folder: Path, file: str = "episodes.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_folder / file).read_text().splitlines()]
+
+
+def played(run_folder: Path) -> list[dict[str, Any]]:
+    """The episodes without what the clock says."""
+    return [{**row, "seconds": 0, "per_epoch": {**row["per_epoch"]}} for row in rows(run_folder)]
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_search_killed_after_half_of_it_goes_on_and_repeats_no_finished_trial(
+    tmp_path: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The driver is killed at the very moment at which a trial has ended, before Ray Tune has written that down."""
+    file, out = written(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-m", "esper_ray.cli.main", "tune", str(file), "--out", str(out)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(scratch)}, **quiet)  # type: ignore[call-overload]
+    give_up = time.monotonic() + 200
+    while len(ended := sorted(path.parent for path in out.glob("trials/*/summary.json"))) < 2:
+        assert driver.poll() is None
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = {path: (path / "episodes.jsonl").stat() for path in ended}
+
+    assert run(["tune", str(file), "--out", str(out)]) == 2
+    assert "already holds a search; go on with it with --resume" in capsys.readouterr().err
+    assert run(["tune", str(written(tmp_path, seeds=[0, 2])), "--out", str(out), "--resume"]) == 2
+    assert "other values of seeds than the search" in capsys.readouterr().err
+    assert run(["tune", str(written(tmp_path)), "--out", str(out), "--resume", "--max-concurrent", "7"]) == 2
+    assert "leave out --max-concurrent with --resume" in capsys.readouterr().err
+
+    assert run(["tune", str(written(tmp_path)), "--out", str(out), "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "Done: 4 finished" in printed
+    for path, stat in before.items():
+        now = (path / "episodes.jsonl").stat()
+        assert (now.st_ino, now.st_mtime_ns, now.st_size) == (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    trials = sorted(out.glob("trials/*"))
+    assert [path.name for path in trials] == ["00000_seed0", "00001_seed0", "00002_seed1", "00003_seed1"]
+    for path in trials:
+        assert [row["iteration"] for row in rows(path, "metrics.jsonl")] == [1, 2, 3]
+        assert [row["episode"] for row in rows(path)] == list(range(1, 13))
+    ranking = json.loads((out / "ranking.json").read_text())
+    assert [len(entry["values"]) for entry in ranking["settings"]] == [2, 2]
+    assert all(entry["complete"] for entry in ranking["settings"])
+    assert (out / "report.html").stat().st_size > 100_000
+    assert {path.name for path in out.glob("*.png")} == {"ranking.png", "learning_curves.png"}
+
+    best = out / "best.yaml"
+    (seed_0,) = [name for name in ranking["settings"][0]["trials"] if name.endswith("seed0")]
+    assert run(["train", "--config", str(best), "--out", str(tmp_path / "again")]) == 0
+    again, trial = played(tmp_path / "again"), played(out / "trials" / seed_0)
+    assert [row["per_epoch"] for row in again] == [row["per_epoch"] for row in trial]
+    for checkpoint in (out / "trials" / seed_0 / "checkpoints").iterdir():
+        arguments = ["evaluate", str(checkpoint), "--episodes", "2", "--out", str(tmp_path / "held_out")]
+        assert run(arguments) == 0
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_asha_holds_trials_against_those_of_their_own_seed(tmp_path: Path) -> None:
+    space = {"ppo.lr_start": {"grid": [0.001, 0.003]}}
+    result = searched(tmp_path, space=space, scheduler={"kind": "asha", "grace_iterations": 1, "reduction": 2})
+    by_seed = {seed: [trial for trial in result.trials if trial.seed == seed] for seed in (0, 1)}
+    for trials in by_seed.values():
+        assert max(trial.iterations for trial in trials) == 3
+        assert {trial.status for trial in trials} <= {"finished", "stopped"}
+    assert not result.interrupted
+    assert not result.failed
+    for trial in result.trials:
+        if trial.status == "stopped":
+            summary = json.loads((tmp_path / "out" / "trials" / trial.name / "summary.json").read_text())
+            assert summary["interrupted"]
+            assert trial.iterations < 3
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_pbt_learns_on_with_the_settings_that_it_changed(tmp_path: Path) -> None:
+    train = {**TRAIN, "iterations": 4, "ppo": {"lr_end": 1.0e-4, "entropy_end": 0.0}}
+    space = {"ppo.lr_start": {"loguniform": [1e-4, 1e-2]}, "ppo.entropy_start": {"uniform": [0.01, 0.1]}}
+    scheduler = {"kind": "pbt", "interval": 2, "quantile": 0.5}
+    result = searched(tmp_path, train=train, space=space, samples=2, seeds=[0], scheduler=scheduler)
+    assert [trial.iterations for trial in result.trials] == [4, 4]
+    changed = 0
+    for trial in result.trials:
+        folder = tmp_path / "out" / "trials" / trial.name
+        metrics, config = rows(folder, "metrics.jsonl"), json.loads((folder / "config.json").read_text())
+        assert config["setting"] == trial.setting
+        lr, entropy = trial.setting["ppo.lr_start"], trial.setting["ppo.entropy_start"]
+        # After the third of four updates both schedules are at three quarters of their way.
+        assert metrics[2]["learner"]["learning_rate"] == pytest.approx(lr + 0.75 * (1e-4 - lr), rel=1e-3)
+        assert metrics[2]["learner"]["entropy_coefficient"] == pytest.approx(0.25 * entropy, rel=1e-3)
+        first = metrics[0]["learner"]["learning_rate"]
+        changed += first != pytest.approx(lr + 0.25 * (1e-4 - lr), rel=1e-3)
+    assert changed == 1, "one of the two takes over from the other"
+    assert [len(entry.trials) for entry in result.ranking] == [1, 1]
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_optuna_tries_every_suggestion_with_every_seed(tmp_path: Path) -> None:
+    space = {"ppo.lr_start": {"loguniform": [1e-4, 1e-2]}, "ppo.update_epochs": {"randint": [1, 2]}}
+    train = {**TRAIN, "iterations": 1}
+    result = searched(tmp_path, train=train, space=space, samples=2, algorithm="optuna", stop={"episodes": 4})
+    assert len(result.ranking) == 2
+    for entry in result.ranking:
+        assert [trial.seed for trial in entry.trials] == [0, 1]
+        assert entry.complete
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_stop_rule_ends_a_trial_that_counts_as_finished_and_one_that_fails_is_named(tmp_path: Path) -> None:
+    result = searched(tmp_path, stop={"iteration": 2}, seeds=[0])
+    assert [(trial.iterations, trial.status) for trial in result.trials] == [(2, "finished"), (2, "finished")]
+    assert all(entry.complete for entry in result.ranking)
+
+    class Blocking(Silent):
+        """Puts a file in the place of one trial's run folder."""
+
+        def on_start(self, plan: SearchPlan) -> None:
+            (plan.folder / "trials").mkdir()
+            (plan.folder / "trials" / "00001_seed0").write_text("in the way")
+
+    file = written(tmp_path, seeds=[0], train={**TRAIN, "iterations": 1})
+    with local_ray(num_cpus=2):
+        failing = run_search(TuneConfig(file=file, out=tmp_path / "second"), Blocking())
+    assert [trial.status for trial in failing.trials] == ["finished", "failed"]
+    assert "cannot be written" in failing.failed[0].failure
+    assert len(failing.ranking) == 1
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_trials_and_runs_are_logged_to_mlflow_and_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    small = [*(f"--{key.replace('_', '-')}={value}" for key, value in TRAIN.items() if key != "set")]
+    arguments = ["train", *small, "--runners", "2", "--set", *TRAIN["set"], "--out", "run"]
+    assert run([*arguments, "--logger", "mlflow", "--logger", "wandb"]) == 0
+    (logged,) = mlflow.search_runs(experiment_names=["esper-ray"], output_format="list")
+    last = rows(Path("run"), "metrics.jsonl")[-1]
+    assert logged.data.metrics["score"] == last["score"]
+    assert logged.data.metrics["learner/kl"] == pytest.approx(last["learner"]["kl"])
+    assert logged.data.params["seed"] == "0"
+    assert list(Path("run/wandb").glob("offline-run-*/*.wandb"))
+
+    file = written(tmp_path, seeds=[0], train={**TRAIN, "iterations": 1})
+    assert run(["tune", str(file), "--out", "search", "--logger", "mlflow", "--logger", "wandb"]) == 0
+    runs = mlflow.search_runs(experiment_names=["esper-ray search"], output_format="list")
+    assert len(runs) == 2
+    assert all("score" in entry.data.metrics for entry in runs)
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    capsys.readouterr()
+    assert run([*arguments, "--out", "other", "--logger", "wandb"]) == 2
+    assert "--logger wandb needs a login" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_search_that_does_not_fit_is_refused_with_what_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with local_ray(num_cpus=2):
+        for changes, flags, message in (
+            ({"train": {**TRAIN, "runners": 3}}, [], "use train.runners 2 at most"),
+            ({}, ["--max-concurrent", "3"], "use --max-concurrent 2 at most"),
+            ({"train": {**TRAIN, "runners": 2}}, ["--max-concurrent", "2"], "use --max-concurrent 1 at most"),
+        ):
+            assert run(["tune", str(written(tmp_path, **changes)), "--out", "out", *flags]) == 2  # type: ignore[arg-type]
+            error = capsys.readouterr().err
+            assert message in error
+            assert error.count("\n") == 1
+            assert not Path("out").exists()
+
+
+def test_trials_share_the_cpus_and_gpus_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    cluster.add_node(num_cpus=4, num_gpus=1)
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        assert place_trials(None, None, 4, 32, "cpu") == (Placement(2, 0.9, 0.0), 4)
+        assert place_trials(None, None, 100, 32, "cpu") == (Placement(1, 0.9, 0.0), 8)
+        assert place_trials(4, None, 100, 32, "cpu") == (Placement(4, 0.9, 0.0), 2)
+        assert place_trials(None, 1, 100, 3, "cpu") == (Placement(3, 0.9, 0.0), 1)
+        with pytest.raises(PlacementError, match=r"the cluster has 8; use train\.runners 8 at most"):
+            place_trials(9, None, 4, 32, "cpu")
+        monkeypatch.setattr(placement, "_use_gpus", lambda device, gpus: gpus > 0)
+        assert place_trials(None, None, 4, 32, "auto") == (Placement(1, 0.9, 0.5), 4)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -1,0 +1,188 @@
+"""A session: owns Ray, survives interrupts, returns frames; and the notebooks, executed by a real kernel."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from esper_ray import Session
+from esper_ray.errors import ConfigurationError, PlacementError
+from esper_ray.orchestration.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
+
+SMALL: dict[str, Any] = {
+    **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},
+    **{"wait_only_episodes": 2, "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"]},
+}
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+_SECONDS = 180
+
+
+def numbers(folder: Path) -> list[Any]:
+    """What was measured, without what the clock says."""
+    lines = (folder / "episodes.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["episode"], row["episode_seed"], row["stages"], row["per_epoch"]) for row in rows]
+
+
+def test_an_interrupt_is_held_back_where_it_would_break_something_and_raised_where_it_would_not() -> None:
+    reached = []
+
+    def interrupted_in(moment: str) -> None:
+        with held_interrupts():
+            if moment == "held":
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append("the end of the block")
+                return
+            with allowed_interrupts():
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append("too far")
+
+    with interrupts_raise():
+        for moment in ("held", "allowed"):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted_in(moment)
+    assert reached == ["the end of the block"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_that_was_not(tmp_path: Path) -> None:
+    with Session(num_cpus=4, folder=tmp_path) as session:
+        whole = session.train(**SMALL, seed=5).run()
+        assert whole.is_over
+        assert not whole.interrupted
+        expected = whole.close()
+
+        stopped = session.train(**SMALL, seed=5)
+        interrupts = 0
+        for delay in (0.05, 0.4, 0.9, 1.3):  # at the start, and at whatever comes then
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            stopped.run()
+            timer.cancel()
+            interrupts += stopped.interrupted
+            if stopped.is_over:
+                break
+        assert interrupts
+        assert stopped.run().is_over
+        result = stopped.close()
+    assert numbers(stopped.folder) == numbers(whole.folder)
+    assert result.tally.wait_only == expected.tally.wait_only
+    assert result.tally.trained == expected.tally.trained
+    assert not result.interrupted
+    learners = [
+        [json.loads(line)["learner"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        for run in (whole, stopped)
+    ]
+    assert learners[0] == learners[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
+    session = Session(num_cpus=2, folder=tmp_path)
+    with pytest.raises(ConfigurationError, match="the session is closed"):
+        session.train(**SMALL)
+    with session:
+        with pytest.raises(ConfigurationError, match="unknown key 'taks': did you mean 'task'"):
+            session.train(taks="digits")
+        with pytest.raises(ConfigurationError, match="iterations: Input should be greater"):
+            session.train(iterations=0)
+        training = session.train(**SMALL).run(1)
+        assert not training.is_over
+        assert list(training.iterations.index) == [1]
+        assert training.iterations.loc[1, "episodes"] == 6
+        assert training.iterations["learner.learning_rate"].notna().all()
+        training.run()
+        assert list(training.iterations.index) == [1, 2, 3, 4]
+        assert len(training.episodes) == 24
+        assert training.episodes["kept_val_accuracy"].between(0, 100).all()
+        epochs = training.epochs(24)
+        assert list(epochs.index) == list(range(1, 13))
+        assert epochs["reward"].sum() == pytest.approx(training.episodes.loc[24, "return"], abs=1e-5)
+        parts = epochs[[name for name in epochs if name.startswith("reward.")]].sum().sum()
+        assert parts == pytest.approx(epochs["reward"].sum(), abs=1e-5)
+        with pytest.raises(ConfigurationError, match="has no episode 25: expected 1 to 24"):
+            training.epochs(25)
+        compared = session.compare(training.checkpoint, controls="wait", episodes=10)
+        assert set(compared.policies["policy"]) == {"sampled", "greedy", "wait"}
+        assert (compared.differences["low"] <= compared.differences["difference"]).all()
+        assert "n 10 held-out hosts" in compared.verdict
+        assert (
+            len(session.heuristic(**{k: v for k, v in SMALL.items() if k in ("task", "set", "max_epochs")}, episodes=3))
+            == 3
+        )
+        assert training.report().stat().st_size > 100_000
+        open_training = session.train(**SMALL)
+        with pytest.raises(PlacementError, match="others leave 0 free; first end what holds them"):
+            session.train(**SMALL)
+    assert training.checkpoint.name == "iteration_000004"
+    assert json.loads((open_training.folder / "summary.json").read_text())["interrupted"]
+    with pytest.raises(ConfigurationError, match="the training is closed"):
+        open_training.run()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_runs_from_top_to_bottom_without_noise(path: Path, tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    from nbclient import NotebookClient
+
+    started = time.monotonic()
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert time.monotonic() - started < _SECONDS
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    noise = [output["text"] for output in outputs if output.get("name") == "stderr"]
+    assert not noise
+    data = [output["data"] for output in outputs if "data" in output]
+    assert any("image/png" in entry or "learning curve" in entry.get("text/html", "") for entry in data)
+    assert any("<table" in entry.get("text/html", "") for entry in data)
+    if copies := os.environ.get("ESPER_RAY_KEEP_NOTEBOOKS"):  # to look at them
+        nbformat.write(notebook, Path(copies) / path.name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_the_stop_button_of_a_notebook_ends_what_runs_and_not_the_session(tmp_path: Path) -> None:
+    """A kernel is interrupted as the button does it: by SIGINT to the kernel's process."""
+    from jupyter_client.manager import start_new_kernel
+
+    setup = f"""
+from esper_ray import Session
+session = Session(num_cpus=2, folder={str(tmp_path)!r}).open()
+training = session.train(**{ {**SMALL, "iterations": 200}!r})
+"""
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        client.execute_interactive(setup, timeout=120, output_hook=lambda _message: None)
+        threading.Timer(6.0, manager.interrupt_kernel).start()
+        reply = client.execute_interactive("training.run(); done = training.iterations.index.max()", timeout=120)
+        assert reply["content"]["status"] == "ok"
+        reply = client.execute_interactive(
+            "assert training.interrupted and 0 < done < 200; training.run(1); "
+            "assert list(training.iterations.index) == list(range(1, done + 2)); session.close()",
+            timeout=120,
+        )
+        assert reply["content"]["status"] == "ok", reply["content"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
