@@ -1,27 +1,40 @@
-"""Configurations and notebooks in the repository do what they say."""
+"""The files of tune_configs are valid, and say what they do."""
 
-import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from esper_ray.orchestration.config import TrainConfig, load_config
-from esper_ray.tasks import get_task_spec
+from esper_ray.orchestration.search_file import load_search
+from esper_ray.tasks import get_task_spec, require_sound
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "tune_configs").glob("*.yaml"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FILES = sorted((ROOT / "tune_configs").glob("*.yaml"))
+SEARCHES = [path for path in FILES if "space" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in FILES if path not in SEARCHES]
 
 
-def test_there_are_configurations_and_notebooks() -> None:
-    assert CONFIGS
-    assert NOTEBOOKS
+def test_there_are_configurations_and_searches() -> None:
+    assert {path.stem for path in CONFIGS} >= {"digits", "varied", "fashion_mnist", "pydoc"}
+    expected = {"quick", "ppo_asha", "ppo_pbt", "reward_ab", "host_search", "optuna"}
+    assert {path.stem for path in SEARCHES} == expected
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_a_shipped_configuration_is_valid(path: Path) -> None:
     config = load_config(path)
     get_task_spec(config.task, config.task_overrides()).require_reachable_probation()
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.name)
+def test_a_shipped_search_is_valid_whatever_is_drawn(path: Path) -> None:
+    search = load_search(path)
+    for setting in search.example_settings():
+        config = search.trial_config(setting, search.seeds[0])
+        task = get_task_spec(config.task, config.task_overrides())
+        task.require_reachable_probation()
+        require_sound(task)
 
 
 def test_the_digits_configuration_is_the_default_job() -> None:
@@ -32,15 +45,3 @@ def test_the_digits_configuration_is_the_default_job() -> None:
     task = get_task_spec("digits")
     assert config.episodes_per_iteration == task.episodes_per_iteration
     assert get_task_spec(config.task, config.task_overrides()) == task
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_stored_without_outputs_and_runs_from_top_to_bottom(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
-    names: dict[str, object] = {}
-    for cell in cells:
-        exec(compile("".join(cell["source"]), str(path), "exec"), names)
-    assert "grown" in capsys.readouterr().out

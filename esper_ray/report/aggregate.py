@@ -152,7 +152,8 @@ def _follow_seeds(row: Row, scores: dict[str, BlueprintScore]) -> None:
             current = None
         elif decision == "FOSSILIZE" and current is not None:
             current.fossilized += 1
-            current.kept_accuracies.append(row["kept_val_accuracy"])
+            if row["kept_val_accuracy"] is not None:
+                current.kept_accuracies.append(row["kept_val_accuracy"])
             current.parameters.append(row["added_parameters"])
         if current is not None and i < len(contributions) and contributions[i] is not None:
             current.contributions.append(contributions[i])

@@ -41,7 +41,7 @@ def thinned(episodes: Sequence[Row], most: int) -> list[Row]:
     """Returns `most` episodes, evenly over the run, the first, the last, the best and the worst among them."""
     if len(episodes) <= most:
         return list(episodes)
-    ranked = sorted(range(len(episodes)), key=lambda i: episodes[i]["kept_val_accuracy"])
+    ranked = sorted(range(len(episodes)), key=lambda i: episodes[i]["kept_val_accuracy"] or 0.0)
     chosen = {ranked[0], ranked[-1]}
     even = max(1, most - len(chosen))
     chosen |= {round(i * (len(episodes) - 1) / max(1, even - 1)) for i in range(even)}

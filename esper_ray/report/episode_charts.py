@@ -100,7 +100,7 @@ def _lane(epochs: int, actions: Sequence[str], stages: Sequence[str]) -> Chart:
         "resolve": {"scale": {"fill": "independent"}},
     }  # fmt: skip
     entries = stage_legend(stages)
-    entries += legend([("germinate", var("cat-0"))], "triangle") + legend(
+    entries += legend([("germinate", var("ink-2"))], "triangle") + legend(
         [("fossilize", stage_var("FOSSILIZED"))], "diamond"
     )
     entries += legend([("cull", stage_var("CULLED"))], "cross")
@@ -156,7 +156,10 @@ def _contribution(x: Spec) -> Chart:
             "x2": {"field": "right"},
             "y": y,
             "y2": {"datum": 0},
-            "fill": {"condition": {"test": "datum.contribution < 0", "value": var("baseline")}, "value": var("second")},
+            "fill": {
+                "condition": {"test": "datum.contribution < 0", "value": var("baseline")},
+                "value": var("learned"),
+            },
         },
     }
     layers = [

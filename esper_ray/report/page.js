@@ -127,7 +127,7 @@
       ["kept validation accuracy", `${nice(episodes.kept[i])} %`],
       ["return", nice(episodes.return[i], 2)],
       ["kept blueprint", episodes.blueprint[i] || "none"],
-      ["parameters added", `${nice(episodes.added[i], 0)} to ${nice(episodes.hostParameters[i], 0)}`],
+      ["parameters added", `${nice(episodes.added[i], 0)} (host ${nice(episodes.hostParameters[i], 0)})`],
       ["host seed", episodes.seed[i]],
     ];
     for (const [name, value] of Object.entries(episodes.hosts[episodes.host[i]])) facts.push([name.replace(/^host\./, ""), String(value)]);

@@ -56,8 +56,8 @@ LIGHT = {
     "notice": "#fff4d6",
     "learned": _BLUE,
     "baseline": _VERMILLION,
-    "second": "#00795a",
-    "third": "#a8507f",
+    "second": "#6b2c00",
+    "third": "#7b3294",
     "band": "rgba(0,114,178,.20)",
     "band-2": "rgba(0,114,178,.10)",
     "empty": "#eef1f4",
@@ -78,8 +78,8 @@ DARK = {
     "notice": "#3a3114",
     "learned": _SKY,
     "baseline": "#ff8a3d",
-    "second": "#3fc79a",
-    "third": "#e3a0c5",
+    "second": "#f0e442",
+    "third": "#d060a0",
     "band": "rgba(86,180,233,.26)",
     "band-2": "rgba(86,180,233,.13)",
     "empty": "#2c3843",
@@ -99,7 +99,7 @@ def theme(dark: bool) -> dict[str, str]:
     own = DARK if dark else LIGHT
     empty = {f"stage-{stage.name.lower()}": own["empty"] for stage in (SeedStage.UNKNOWN, SeedStage.DORMANT)}
     resting = {f"stage-{stage.name.lower()}": own["embargo"] for stage in (SeedStage.EMBARGOED, SeedStage.RESETTING)}
-    lifted = {"seq-0": "#1d4b8f"} if dark else {}  # the dark end of cividis would sink into a dark page
+    lifted = {"seq-0": "#17427f"} if dark else {}  # the dark end of cividis would sink into a dark page
     return own | _shared() | empty | resting | lifted
 
 

@@ -60,6 +60,7 @@ def _picture(chart: Chart) -> bytes:
         spec["layer"][2]["encoding"]["stroke"]["legend"] = {
             **{"title": None, "orient": "bottom", "columns": 2, "labelLimit": 360, "labelFontSize": 12},
             **{"labelColor": "var(--ink)", "symbolStrokeWidth": 3},
+            **{"symbolType": "stroke", "symbolOpacity": 1, "symbolFillColor": "transparent", "symbolSize": 500},
         }
         spec["layer"][2]["encoding"]["strokeDash"]["legend"] = None
     text = json.dumps(spec)

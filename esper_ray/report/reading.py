@@ -162,7 +162,7 @@ def load_run(folder: Path, with_episodes: bool = True) -> RunData:
     comparisons = {
         path.name: content
         for path in sorted((folder / HELD_OUT).glob("comparison*.json"))
-        if (content := _json(path)) is not None and "controls" in content
+        if (content := _json(path)) is not None and isinstance(content.get("controls"), dict)
     }
     return RunData(folder, config, iterations, episodes, _json(folder / "summary.json"), comparisons, _idle(folder))
 
@@ -183,7 +183,7 @@ def load_search(folder: Path) -> SearchData:
         except RunFolderError as error:
             damaged[path.name] = str(error)
     best = folder / BEST
-    text = best.read_text() if best.is_file() else None
+    text = best.read_text(errors="replace") if best.is_file() else None
     return SearchData(folder, experiment, _json(folder / RANKING), trials, damaged, text)
 
 

@@ -20,7 +20,7 @@ from esper_ray.report.specs import (
 )
 
 HEALTH = {
-    "explained_variance": ("Explained variance of the value function", "share", ".2f"),
+    "explained_variance": ("Explained variance", "share", ".2f"),
     "entropy_share": ("Entropy", "share of its maximum", ".2f"),
     "kl": ("KL divergence of an update", "nats", ".4f"),
     "clip_fraction": ("Steps that left the clip range", "share", ".2f"),
@@ -31,6 +31,7 @@ HEALTH = {
 
 _HEALTH_STEPS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 _RATIO_STEPS = (-2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0)
+_COMPONENT_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _COMPONENT_COLOURS = ("learned", "baseline", "second", "third", "cat-2", "embargo", "ink-2")
 
 
@@ -237,131 +238,98 @@ def heat_chart(name: str, title: str, what: str, cells: Sequence[Row], last: int
 def reward_chart(names: Sequence[str], rows: Sequence[Row], last: int, size: int) -> Chart:
     """Returns the components of the reward, mean per episode, over the iterations, and their sum."""
     colours = {name: var(_COMPONENT_COLOURS[i % len(_COMPONENT_COLOURS)]) for i, name in enumerate(names)}
-    dashes = {name: [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]][i % 4] for i, name in enumerate(names)}
-    x = {**over_iterations(last), "field": "middle"}
-    y = quantitative("value", None)
-    domain, ranges = [*colours, "return"], [*colours.values(), var("ink")]
+    dashes = [_COMPONENT_DASHES[i % len(_COMPONENT_DASHES)] for i in range(len(names))]
+    place = {"x": {**over_iterations(last), "field": "middle"}, "y": quantitative("value", None)}
+    domain = [*names, "return"]
+    colour = _by_name("component", domain, [*colours.values(), var("ink")])
+    tips = [text_tip("component", "component"), *_group_tips(size), tip("value", "per episode", "+.3f")]
     layers: list[Spec] = [
         rule_at(0, var("line")),
         {
             "data": {"name": "rows"},
             "mark": {"type": "line", "strokeJoin": "round"},
             "encoding": {
-                "x": x,
-                "y": y,
-                "stroke": {
-                    "field": "component",
-                    "type": "nominal",
-                    "legend": None,
-                    "scale": {"domain": domain, "range": ranges},
-                },
-                "strokeDash": {
-                    "field": "component",
-                    "type": "nominal",
-                    "legend": None,
-                    "scale": {"domain": domain, "range": [*dashes.values(), [1, 0]]},
-                },
+                **place,
+                "stroke": colour,
+                "strokeDash": _by_name("component", domain, [*dashes, [1, 0]]),
                 "strokeWidth": {"condition": {"test": "datum.component == 'return'", "value": 3}, "value": 2},
             },
         },
         {
             "data": {"name": "rows"},
             "mark": {"type": "point", "filled": True, "size": 26, "opacity": 1},
-            "encoding": {
-                "x": x,
-                "y": y,
-                "fill": {
-                    "field": "component",
-                    "type": "nominal",
-                    "legend": None,
-                    "scale": {"domain": domain, "range": ranges},
-                },
-                "tooltip": [
-                    text_tip("component", "component"),
-                    *_group_tips(size),
-                    tip("value", "per episode", "+.3f"),
-                ],
-            },
+            "encoding": {**place, "fill": colour, "tooltip": tips},
         },
     ]
-    for layer in layers[1:]:
-        layer["encoding"].pop("strokeOpacity", None)
-    spec: Spec = {"title": {"text": "Reward per episode"}, "layer": layers, "resolve": {"scale": {"color": "shared"}}}
+    spec: Spec = {"title": {"text": "Reward per episode"}, "layer": layers}
     entries = legend([*colours.items(), ("return: their sum", var("ink"))], "line")
     return Chart("rewards", spec, {"rows": rows}, 260, "Mean reward per episode by component", entries)
 
 
 def forest_chart(name: str, comparison: Mapping[str, Any]) -> Chart:
     """Returns the paired differences between the learned policy and each control, with their intervals."""
+    x = quantitative("mean", "difference in the score of record, points", axis={"grid": True, "tickCount": 7})
+    ways = ["sampled", "greedy"]
+    place: Spec = {
+        "y": {
+            "field": "control",
+            "type": "nominal",
+            "sort": None,
+            "axis": {"title": None, "labelColor": var("ink"), "labelFontSize": 12},
+            "scale": {"paddingInner": 0.3},
+        },
+        "yOffset": {"field": "way", "scale": {"domain": ways, "paddingInner": 0.4}},
+        "tooltip": [
+            text_tip("control", "learned"),
+            text_tip("way", "actions"),
+            tip("mean", "mean, points", "+.2f"),
+            tip("low", "from", "+.2f"),
+            tip("high", "to", "+.2f"),
+            text_tip("verdict", "verdict"),
+        ],
+    }
+    colour = _by_name("way", ways, [var("learned"), var("baseline")])
+    zero: Spec = {
+        "data": {"values": [{}]},
+        "mark": {"type": "rule", "color": var("ink-2"), "strokeDash": [4, 3]},
+        "encoding": {"x": {"datum": 0, "type": "quantitative"}},
+    }
+    intervals: Spec = {
+        "mark": {"type": "rule", "strokeWidth": 2.5},
+        "encoding": {**place, "x": {**x, "field": "low"}, "x2": {"field": "high"}, "stroke": colour},
+    }
+    means: Spec = {
+        "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},
+        "encoding": {**place, "x": x, "fill": colour, "shape": _by_name("way", ways, ["circle", "diamond"])},
+    }
+    entries = legend([("sampled actions", var("learned"))], "dot")
+    entries += legend([("likeliest action (greedy)", var("baseline"))], "diamond")
+    spec: Spec = {"data": {"name": "rows"}, "layer": [zero, intervals, means]}
+    height = 20 + 52 * len(comparison["controls"])
+    data = {"rows": _differences(comparison)}
+    return Chart(name, spec, data, height, "Paired differences from the controls, points", entries)
+
+
+def _differences(comparison: Mapping[str, Any]) -> list[Row]:
+    """Returns a row for each control and way of acting."""
     rows = []
     for control, entry in comparison["controls"].items():
         for way, values in (("sampled", entry), ("greedy", entry.get("greedy"))):
             if values and values.get("difference"):
                 low, high = values["difference"]["ci95"]
-                rows.append(
-                    {
-                        **{"control": f"− {control}", "way": way, "mean": values["difference"]["mean"]},
-                        **{"low": low, "high": high, "verdict": values.get("verdict", "")},
-                    }
-                )
-    x = quantitative("mean", "difference in the score of record, points", axis={"grid": True, "tickCount": 7})
-    y: Spec = {
-        "field": "control",
-        "type": "nominal",
-        "sort": None,
-        "axis": {"title": None, "labelColor": var("ink"), "labelFontSize": 12},
-        "scale": {"paddingInner": 0.3},
-    }
-    offset: Spec = {"field": "way", "scale": {"domain": ["sampled", "greedy"], "paddingInner": 0.4}}
-    domain = {"domain": ["sampled", "greedy"]}
-    stroke: Spec = {
-        "field": "way",
+                place = {"control": f"− {control}", "way": way, "verdict": values.get("verdict", "")}
+                rows.append({**place, "mean": values["difference"]["mean"], "low": low, "high": high})
+    return rows
+
+
+def _by_name(field: str, domain: Sequence[str], values: Sequence[Any]) -> Spec:
+    """Returns the encoding of a name as a colour, a dash or a shape; the legend is the page's."""
+    return {
+        "field": field,
         "type": "nominal",
         "legend": None,
-        "scale": {**domain, "range": [var("learned"), var("baseline")]},
+        "scale": {"domain": list(domain), "range": list(values)},
     }
-    tips = [
-        text_tip("control", "learned"),
-        text_tip("way", "actions"),
-        tip("mean", "mean, points", "+.2f"),
-        tip("low", "from", "+.2f"),
-        tip("high", "to", "+.2f"),
-        text_tip("verdict", "verdict"),
-    ]
-    spec: Spec = {
-        "data": {"name": "rows"},
-        "height": {"step": 22},
-        "layer": [
-            {
-                "data": {"values": [{}]},
-                "mark": {"type": "rule", "color": var("ink-2"), "strokeDash": [4, 3]},
-                "encoding": {"x": {"datum": 0, "type": "quantitative"}},
-            },
-            {
-                "mark": {"type": "rule", "strokeWidth": 2.5},
-                "encoding": {
-                    **{"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y, "yOffset": offset},
-                    **{"stroke": stroke, "tooltip": tips},
-                },
-            },
-            {
-                "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},
-                "encoding": {
-                    **{"x": x, "y": y, "yOffset": offset, "fill": stroke, "tooltip": tips},
-                    "shape": {
-                        "field": "way",
-                        "type": "nominal",
-                        "legend": None,
-                        "scale": {**domain, "range": ["circle", "diamond"]},
-                    },
-                },
-            },
-        ],
-    }
-    entries = legend([("sampled actions", var("learned"))], "dot")
-    entries += legend([("likeliest action (greedy)", var("baseline"))], "diamond")
-    height = 60 + 50 * len(comparison["controls"])
-    return Chart(name, spec, {"rows": rows}, height, "Paired differences from the controls, points", entries)
 
 
 def _group_tips(size: int) -> list[Spec]:

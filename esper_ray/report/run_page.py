@@ -159,7 +159,8 @@ def _health(run: RunData) -> list[Section]:
         {"iteration": row["iteration"], "text": text} for row in run.iterations for text in row.get("warnings") or ()
     ]
     lead = (
-        "Whether the learner is still learning. Explained variance should rise towards 1, entropy fall slowly, and the "
+        "Whether the learner is still learning. Explained variance, of the returns by the value "
+        "function, should rise towards 1, entropy fall slowly, and the "
         "KL divergence stay small; a triangle marks an iteration with a warning."
     )
     return [Section("health", "Learner health", lead, charts, {"warnings": warnings})]
