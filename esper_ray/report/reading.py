@@ -160,8 +160,8 @@ def load_run(folder: Path, with_episodes: bool = True) -> RunData:
         if any("per_epoch" not in row or "stages" not in row for row in episodes):
             raise RunFolderError(f"{folder / 'episodes.jsonl'} was written by an earlier version; play the run again")
     comparisons = {
-        path.name: content
-        for path in sorted((folder / HELD_OUT).glob("comparison*.json"))
+        str(path.relative_to(folder / HELD_OUT)): content
+        for path in sorted((folder / HELD_OUT).rglob("comparison*.json"))
         if (content := _json(path)) is not None and isinstance(content.get("controls"), dict)
     }
     return RunData(folder, config, iterations, episodes, _json(folder / "summary.json"), comparisons, _idle(folder))
@@ -192,7 +192,7 @@ def version_of(folder: Path) -> tuple[str, float]:
     folders = [folder, *sorted((folder / "trials").glob("*"))] if is_search(folder) else [folder]
     names = [path / name for path in folders for name in _WATCHED]
     names += [folder / name for name in ("experiment.json", RANKING, BEST)]
-    names += sorted((folder / HELD_OUT).glob("comparison*.json"))
+    names += sorted((folder / HELD_OUT).rglob("comparison*.json"))
     stamps, newest = [], 0.0
     for path in names:
         try:
