@@ -72,7 +72,7 @@ def search(runs: Path, tmp_path: Path) -> Path:
         settings.append(
             {
                 **{"rank": rank, "setting": {"ppo.lr_start": rate}, "mean": 50.0 - rank, "std": 1.5, "complete": True},
-                **{"values": {"0": 51.0 - rank, "1": 49.0 - rank}, "iterations": [2, 2], "trials": trials},
+                **{"seeds": [0, 1], "values": [51.0 - rank, 49.0 - rank], "iterations": [2, 2], "trials": trials},
             }
         )
     space = {"ppo.lr_start": {"grid": [0.001, 0.003]}}

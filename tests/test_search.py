@@ -16,6 +16,7 @@ import pytest
 import ray
 import yaml
 from ray.cluster_utils import Cluster
+from writers import cifar_batches, write_cifar_archive
 
 from esper_ray.cli.main import run
 from esper_ray.errors import PlacementError
@@ -113,7 +114,7 @@ def test_a_search_killed_after_half_of_it_goes_on_and_repeats_no_finished_trial(
         assert [row["iteration"] for row in rows(path, "metrics.jsonl")] == [1, 2, 3]
         assert [row["episode"] for row in rows(path)] == list(range(1, 13))
     ranking = json.loads((out / "ranking.json").read_text())
-    assert [len(entry["values"]) for entry in ranking["settings"]] == [2, 2]
+    assert [entry["seeds"] for entry in ranking["settings"]] == [[0, 1], [0, 1]]
     assert all(entry["complete"] for entry in ranking["settings"])
     assert (out / "report.html").stat().st_size > 100_000
     assert {path.name for path in out.glob("*.png")} == {"ranking.png", "learning_curves.png"}
@@ -197,6 +198,22 @@ def test_a_stop_rule_ends_a_trial_that_counts_as_finished_and_one_that_fails_is_
     assert [trial.status for trial in failing.trials] == ["finished", "failed"]
     assert "cannot be written" in failing.failed[0].failure
     assert len(failing.ranking) == 1
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_trial_finds_data_that_is_named_from_where_the_search_began(tmp_path: Path) -> None:
+    write_cifar_archive(tmp_path, cifar_batches())
+    few = [
+        "host.base_channels=2",
+        "data.train_samples=60",
+        "decisions.min_germination_epoch=1",
+        "decisions.min_plateau=0",
+    ]
+    train = {**TRAIN, "task": "cifar10", "iterations": 1, "episodes_per_iteration": 1, "data_dir": "."}
+    train["set"] = [*few, "decisions.min_plateau=0", "decisions.require_stabilised=false", "lifecycle.training_dwell=1"]
+    result = searched(tmp_path, train=train, space={"ppo.clip": {"grid": [0.2]}}, seeds=[0])
+    assert [trial.status for trial in result.trials] == ["finished"]
+    assert f"data_dir: {tmp_path}\n" in (tmp_path / "out" / "best.yaml").read_text()
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

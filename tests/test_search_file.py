@@ -1,10 +1,12 @@
 """Search files: what is valid, what is refused before anything starts, what a trial is told."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from ray import tune
 
 from esper_ray.cli.main import run
 from esper_ray.orchestration.config import load_config
@@ -12,6 +14,7 @@ from esper_ray.orchestration.ranking import TrialResult, rank
 from esper_ray.orchestration.run_folder import METRICS_FILE
 from esper_ray.orchestration.search_file import METRICS, STOP_KEYS, SearchFile, load_search
 from esper_ray.orchestration.search_folder import write_best
+from esper_ray.orchestration.searchers import SeedRepeater, scheduler
 
 SMALL: dict[str, Any] = {
     "train": {"task": "digits", "iterations": 4, "episodes_per_iteration": 4},
@@ -69,6 +72,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a metric that is not measured": (
         {"metric": "evaluation.greedy.score"},
         "it must be 1, or a divisor of train.iterations",
+    ),
+    "a key that a flag stands for": ({"space": {"set.reward.mode": {"grid": ["gain"]}}}, "use space.reward"),
+    "searched iterations": ({"space": {"iterations": {"grid": [1, 2]}}}, "space.iterations cannot be searched"),
+    "a network without width": ({"space": {"ppo.hidden": {"grid": [[0]]}}}, "ppo.hidden.0: Input should be greater"),
+    "a grid with equal values": ({"space": {"ppo.clip": {"grid": [0.1, 0.1]}}}, "the values of a grid must differ"),
+    "a combination that does not fit": (
+        {"space": {"slot": {"grid": ["block1_post", "block2_post"]}, "set.host.blocks": {"grid": [2, 1]}}},
+        "block2_post",
     ),
     "equal seeds": ({"seeds": [1, 1]}, "seeds must differ, got [1, 1]"),
     "a negative seed": ({"seeds": [-1]}, "seeds.0: Input should be greater than or equal to 0"),
@@ -175,19 +186,88 @@ def trial(value: float, setting: int, seed: int, status: str = "finished", itera
 def test_settings_rank_by_their_mean_over_the_seeds_and_those_that_ended_early_come_last() -> None:
     trials = [trial(70, 1, 0), trial(80, 1, 1), trial(76, 2, 0), trial(76, 2, 1)]
     trials += [trial(99, 3, 0), trial(99, 3, 1, "stopped", 4)]
-    ranking = rank(trials, "max", 2)
+    ranking = rank(trials, "max", (0, 1))
     assert [entry.setting["x"] for entry in ranking] == [2, 1, 3]
     assert [entry.complete for entry in ranking] == [True, True, False]
     assert ranking[1].mean == 75
     assert ranking[1].std == pytest.approx(7.0711, abs=1e-4)
-    assert [entry.setting["x"] for entry in rank(trials, "min", 2)] == [1, 2, 3]
+    assert [entry.setting["x"] for entry in rank(trials, "min", (0, 1))] == [1, 2, 3]
     half = [trial(99, 4, 0), TrialResult("4_1", {"x": 4}, 1, 10, "failed")]
-    assert [entry.setting["x"] for entry in rank([*trials, *half], "max", 2)][-2:] == [4, 3]
+    assert [entry.setting["x"] for entry in rank([*trials, *half], "max", (0, 1))][-2:] == [4, 3]
+
+
+def test_a_setting_that_was_drawn_twice_is_whole_and_pbt_s_trials_rank_each_by_itself() -> None:
+    twice = [trial(70 + i, 1, seed) for i, seed in enumerate((0, 1, 0, 1))]
+    (entry,) = rank(twice, "max", (0, 1))
+    assert entry.complete
+    assert entry.as_dict(1)["seeds"] == [0, 0, 1, 1]
+    assert entry.as_dict(1)["values"] == [70, 72, 71, 73]
+    members = [trial(70, 1, 0), trial(80, 1, 1)]
+    ranking = rank(members, "max", (0, 1), each_by_itself=True)
+    assert [(entry.mean, entry.complete) for entry in ranking] == [(80, True), (70, True)]
+
+
+def test_asha_holds_a_trial_against_those_of_its_own_seed_only() -> None:
+    """A bad setting on an easy seed scores higher than a good one on a hard seed, and is ended all the same."""
+    search = SearchFile.model_validate({**SMALL, "scheduler": {"kind": "asha", "grace_iterations": 1}})
+    chosen = scheduler(search)
+    good_hard, bad_hard, good_easy, bad_easy = (
+        SimpleNamespace(trial_id=name, config={"seed": seed}) for name, seed in zip("abcd", (0, 0, 1, 1), strict=True)
+    )
+    for one in (good_hard, bad_hard, good_easy, bad_easy):
+        chosen.on_trial_add(None, one)
+
+    def decision(one: SimpleNamespace, score: float) -> str:
+        return str(chosen.on_trial_result(None, one, {"training_iteration": 1, "score": score}))
+
+    assert decision(good_easy, 90) == "CONTINUE"
+    assert decision(good_hard, 30) == "CONTINUE", "far below the other seed, but the best of its own"
+    assert decision(bad_hard, 20) == "STOP"
+    assert decision(bad_easy, 80) == "STOP", "far above the other seed, but the worst of its own"
+
+
+def test_pbt_stays_within_the_space_and_keeps_each_trial_s_seed() -> None:
+    space = {"ppo.gae_lambda": {"uniform": [0.9, 1.0]}, "ppo.clip": {"choice": [0.1, 0.2]}}
+    search = SearchFile.model_validate({**SMALL, "space": space, "scheduler": {"kind": "pbt", "interval": 2}})
+    chosen = scheduler(search)
+    worst = SimpleNamespace(config={"ppo.gae_lambda": 0.9, "ppo.clip": 0.1, "seed": 1})
+    best = SimpleNamespace(config={"ppo.gae_lambda": 0.99, "ppo.clip": 0.2, "seed": 0})
+    for _ in range(50):
+        config, _ = chosen._get_new_config(worst, best)
+        assert 0.9 <= config["ppo.gae_lambda"] <= 1.0
+        assert config["ppo.clip"] in (0.1, 0.2)
+        assert config["seed"] == 1
+
+
+def test_a_searcher_that_was_saved_knows_which_trials_belong_together(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from ray.tune.search.optuna import OptunaSearch
+
+    def fresh() -> SeedRepeater:
+        space = {"ppo.clip": tune.uniform(0.1, 0.3)}
+        return SeedRepeater(OptunaSearch(space=space, metric="score", mode="max", seed=0), (5, 6))
+
+    first = fresh()
+    before = first.suggest("a")
+    first.save(str(tmp_path / "state"))
+    second = fresh()
+    second.restore(str(tmp_path / "state"))
+    after = second.suggest("b")
+    assert before is not None
+    assert after is not None
+    assert (before["seed"], after["seed"]) == (5, 6)
+    assert before["ppo.clip"] == after["ppo.clip"]
+    for trial_id, score in (("a", 1.0), ("b", 3.0)):
+        second.on_trial_complete(trial_id, {"score": score})
+    assert [study.value for study in second.searcher._ot_study.trials] == [2.0]
+    assert second.suggest("c")["ppo.clip"] != before["ppo.clip"]  # type: ignore[index]
 
 
 def test_the_best_setting_becomes_a_file_for_train(tmp_path: Path) -> None:
-    search = SearchFile.model_validate({**SMALL, "space": {"x": {"grid": [0]}, **SMALL["space"]}})
-    best = rank([TrialResult("a", {"ppo.lr_start": 0.003}, s, 4, "finished", 4, [80.0 + s]) for s in (0, 1)], "max", 2)
-    config = load_config(write_best(tmp_path, search, best[0], runners=1))
+    search = SearchFile.model_validate({**SMALL, "train": {**SMALL["train"], "data_dir": "."}})
+    trials = [TrialResult("a", {"ppo.lr_start": 0.003}, seed, 4, "finished", 4, [80.0]) for seed in (0, 1)]
+    best = rank(trials, "max", (0, 1))[0]
+    config = load_config(write_best(tmp_path, search, best, runners=1))
     assert (config.ppo.lr_start, config.seed, config.runners, config.iterations) == (0.003, 0, 1, 4)
     assert config.episodes_per_iteration == 4
+    assert config.data_dir == Path.cwd()

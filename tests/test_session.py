@@ -1,8 +1,8 @@
 """A session: owns Ray, survives interrupts, returns frames; and the notebooks, executed by a real kernel."""
 
+import contextlib
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -52,6 +52,16 @@ def test_an_interrupt_is_held_back_where_it_would_break_something_and_raised_whe
     assert reached == ["the end of the block"]
 
 
+def test_the_handlers_of_before_are_back_in_whatever_order_the_uses_end() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    first, second = interrupts_raise(), interrupts_raise()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_that_was_not(tmp_path: Path) -> None:
@@ -67,7 +77,9 @@ def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_th
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
             stopped.run()
-            timer.cancel()
+            with contextlib.suppress(KeyboardInterrupt):  # it may come late
+                timer.cancel()
+                timer.join()
             interrupts += stopped.interrupted
             if stopped.is_over:
                 break
@@ -171,9 +183,15 @@ session = Session(num_cpus=2, folder={str(tmp_path)!r}).open()
 training = session.train(**{ {**SMALL, "iterations": 200}!r})
 """
     manager, client = start_new_kernel(kernel_name="python3")
+
+    def press_stop() -> None:
+        while not any(path.read_text() for path in tmp_path.glob("*/metrics.jsonl")):
+            time.sleep(0.1)
+        manager.interrupt_kernel()
+
     try:
         client.execute_interactive(setup, timeout=120, output_hook=lambda _message: None)
-        threading.Timer(6.0, manager.interrupt_kernel).start()
+        threading.Thread(target=press_stop, daemon=True).start()
         reply = client.execute_interactive("training.run(); done = training.iterations.index.max()", timeout=120)
         assert reply["content"]["status"] == "ok"
         reply = client.execute_interactive(
@@ -185,4 +203,3 @@ training = session.train(**{ {**SMALL, "iterations": 200}!r})
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    shutil.rmtree(tmp_path / "runs", ignore_errors=True)

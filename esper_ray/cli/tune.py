@@ -1,5 +1,6 @@
 """`esper-ray tune`: searches settings and prints their ranking."""
 
+import shlex
 import sys
 import threading
 import time
@@ -183,7 +184,8 @@ def _summary(result: SearchResult, pictures: Sequence[str], page: str) -> list[s
         lines.append(f"Plots: {', '.join(pictures)}")
     lines.append(f"Report: {page}")
     if result.interrupted or result.failed:
-        lines.append(f"Next: esper-ray tune {plan.config.file} --out {plan.folder} --resume")
+        again = ["esper-ray", "tune", str(plan.config.file), "--out", str(plan.folder), "--resume"]
+        lines.append(f"Next: {shlex.join(again)}")
     if result.best is not None:
-        lines.append(f"Next: esper-ray train --config {result.best}")
+        lines.append(f"Next: {shlex.join(['esper-ray', 'train', '--config', str(result.best)])}")
     return lines

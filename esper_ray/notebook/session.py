@@ -1,6 +1,7 @@
 """A session: owns Ray for a notebook, and runs whatever the command line runs."""
 
 import atexit
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from esper_ray.orchestration.config import (
     TuneConfig,
     load_config,
     parse_config,
+    read_yaml,
     require_known_keys,
 )
 from esper_ray.orchestration.heuristic import play_heuristic
@@ -72,7 +74,6 @@ class Session:
         self.folder = Path(folder)
         self._stack = ExitStack()
         self._is_open = False
-        self._trainings: list[Training] = []
 
     def open(self) -> Self:
         """Starts Ray, or uses the one that this process is connected to."""
@@ -86,12 +87,9 @@ class Session:
 
     def close(self) -> None:
         """Ends every training, with a checkpoint, and Ray."""
-        for training in self._trainings:
-            training.close()
-        self._trainings.clear()
-        self._stack.close()
-        self._is_open = False
         atexit.unregister(self.close)
+        self._is_open = False
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -111,9 +109,11 @@ class Session:
         """
         if "config" in settings:
             file = Path(settings["config"])
-            settings = {**load_config(file).model_dump(exclude_unset=True), **settings, "config": file}
+            base = load_config(file).model_dump(exclude_unset=True)
+            ppo = {**base.get("ppo", {}), **settings.get("ppo", {})}
+            settings = {**base, **settings, "config": file, "ppo": ppo}
         training = Training(_checked("train", _unnamed(self._given(settings), "train", self.folder), TrainConfig))
-        self._trainings.append(training)
+        self._stack.callback(training.close)
         return training
 
     def heuristic(self, **settings: Any) -> pd.DataFrame:
@@ -138,18 +138,19 @@ class Session:
 
         Args:
             search: a file of tune_configs/, or what it would hold.
-            flags: of `esper-ray tune`, with underscores.
+            flags: of `esper-ray tune`, with underscores; `name` names the search, which is written to `tune-NAME`.
         """
         self._require_open()
-        if isinstance(search, Mapping):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = self.folder / f"{flags.pop('name', 'search')}.yaml"
-            file.write_text(yaml.safe_dump(dict(search)))
-        else:
-            file = Path(search)
-        given = {"out": self.folder / f"tune-{file.stem}", **flags, "file": file}
-        with make_session_display() as display:
-            return Search(run_search(_checked("tune", given, TuneConfig), display))
+        content = dict(search) if isinstance(search, Mapping) else read_yaml(str(search), Path(search))
+        name = str(flags.pop("name", "search" if isinstance(search, Mapping) else Path(search).stem))
+        if self._plugins:
+            train = content.get("train") or {}
+            content["train"] = {**train, "plugin": [*self._plugins, *train.get("plugin", ())]}
+        out = Path(flags.pop("out", self.folder / f"tune-{name}"))
+        with tempfile.TemporaryDirectory(prefix="esper-") as scratch, make_session_display() as display:
+            file = Path(scratch) / f"{name}.yaml"
+            file.write_text(yaml.safe_dump(content))
+            return Search(run_search(_checked("tune", {**flags, "out": out, "file": file}, TuneConfig), display))
 
     def _given(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         self._require_open()
@@ -255,8 +256,8 @@ class Training:
         if self._result is None:
             self._run.result.interrupted = not self._run.is_over
             self._board.close()
-            self._result = self._run.finish(self._seconds)
-            self._stack.close()
+            with self._stack:
+                self._result = self._run.finish(self._seconds)
         return self._result
 
 

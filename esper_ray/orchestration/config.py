@@ -40,7 +40,7 @@ class PPOSettings(BaseModel):
     """Passes over an iteration's steps."""
     minibatch_size: int = Field(128, ge=1)
     """Steps per minibatch."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Widths of the tanh layers; policy and value function have networks of their own."""
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, ClassVar
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,6 +15,8 @@ class _State:
 
     holding = False
     pending = False
+    uses = 0
+    original: ClassVar[dict[signal.Signals, Any]] = {}
 
 
 @contextmanager
@@ -27,11 +30,16 @@ def interrupts_raise() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
-    _State.holding = _State.pending = False
+    if _State.uses == 0:
+        _State.original = before
+        _State.holding = _State.pending = False
+    _State.uses += 1
     try:
         yield
     finally:
-        for number, handler in before.items():
+        _State.uses -= 1
+        # Uses may end in another order than they began.
+        for number, handler in (before if _State.uses else _State.original).items():
             signal.signal(number, handler)
 
 

@@ -52,6 +52,14 @@ def learner_metrics(result: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: float(found[key]) if key in found else None for name, key in _LEARNER_KEYS.items()}
 
 
+def lookup(row: Mapping[str, Any], key: str) -> float | None:
+    """Returns a figure of a row of metrics.jsonl by its dotted name, or None if the row has no such number."""
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if isinstance(value, int | float) else None
+
+
 def mean_with_error(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean and its standard error; the error of a single value is 0."""
     return fmean(values), stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel
 from ray.exceptions import RayError
 
 from esper_ray import __version__
@@ -29,6 +30,8 @@ from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
 
 RunConfig = TrainConfig | HeuristicConfig | EvaluateConfig | CompareConfig
+
+_Config = TypeVar("_Config", bound=BaseModel)
 
 _VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
 
@@ -69,7 +72,7 @@ class RunPlan:
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         return {
-            "command": {"name": self.config.command, **_absolute(self.config).model_dump(mode="json")},
+            "command": {"name": self.config.command, **with_absolute_data_dir(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
             "runners": self.placement.runners,
             "cpus_per_runner": self.placement.cpus_per_runner,
@@ -168,7 +171,7 @@ def _algorithm(
 ) -> Iterator[EpisodePPO]:
     actor = ActorSettings(
         task,
-        data_dir=_absolute(config).data_dir,
+        data_dir=with_absolute_data_dir(config).data_dir,
         board=board_name,
         plugins=config.plugin,
         host_pool=config.host_pool,
@@ -193,9 +196,10 @@ def _algorithm(
         algorithm.stop()
 
 
-def _absolute(config: RunConfig) -> RunConfig:
+def with_absolute_data_dir(config: _Config) -> _Config:
     """Returns the configuration with a data folder that means the same from every working folder."""
-    return config.model_copy(update={"data_dir": config.data_dir.absolute() if config.data_dir else None})
+    given: Path | None = getattr(config, "data_dir")  # noqa: B009
+    return config.model_copy(update={"data_dir": given.absolute() if given else None})
 
 
 def origin() -> dict[str, Any]:

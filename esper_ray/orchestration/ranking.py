@@ -50,8 +50,8 @@ class RankedSetting:
     """A setting and how it did.
 
     Attributes:
-        trials: its trials that measured the metric, one per training seed.
-        complete: every seed's trial came to its end.
+        trials: its trials that measured the metric, by training seed.
+        complete: there is one of every seed, and all came to their end.
     """
 
     setting: dict[str, Any]
@@ -76,30 +76,35 @@ class RankedSetting:
             "setting": self.setting,
             "mean": self.mean,
             "std": self.std,
-            "values": {str(trial.seed): trial.value for trial in self.trials},
+            "values": [trial.value for trial in self.trials],
+            "seeds": [trial.seed for trial in self.trials],
             "iterations": [trial.iterations for trial in self.trials],
             "complete": self.complete,
             "trials": [trial.name for trial in self.trials],
         }
 
 
-def rank(trials: Sequence[TrialResult], mode: str, seeds: int) -> list[RankedSetting]:
+def rank(
+    trials: Sequence[TrialResult], mode: str, seeds: Sequence[int], each_by_itself: bool = False
+) -> list[RankedSetting]:
     """Returns the settings, best first: those whose trials all came to their end before those that were ended early.
 
     Among the latter one that got further counts for more: what a metric would have become is not known.
 
     Args:
         mode: "max" or "min".
-        seeds: how many trials a whole setting has.
+        seeds: the training seeds that a whole setting was tried with.
+        each_by_itself: every trial has a setting of its own, because population-based training changed it.
     """
     groups: dict[str, list[TrialResult]] = {}
     for trial in trials:
-        groups.setdefault(repr(sorted(trial.setting.items())), []).append(trial)
+        groups.setdefault(trial.name if each_by_itself else repr(sorted(trial.setting.items())), []).append(trial)
     ranked = []
     for group in groups.values():
-        measured = sorted((trial for trial in group if trial.history), key=lambda trial: trial.seed)
+        measured = sorted((trial for trial in group if trial.history), key=lambda trial: (trial.seed, trial.name))
         if measured:
-            whole = len(measured) == seeds and all(trial.is_whole for trial in measured)
+            everyone = each_by_itself or {trial.seed for trial in measured} == set(seeds)
+            whole = everyone and all(trial.is_whole for trial in group)
             ranked.append(RankedSetting(group[0].setting, measured, whole))
     sign = -1 if mode == "max" else 1
 

@@ -121,10 +121,11 @@ def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> N
     Args:
         exact: write floats to their last digit, for a file that is compared with.
     """
-    _replace(path, json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
+    replace_file(path, json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file under another name and renames it, so that it is never half there."""
     partial = path.with_suffix(".writing")
     partial.write_text(text)
     partial.rename(path)
@@ -154,7 +155,7 @@ class RunFolder:
             else:
                 self._keep(keep_iterations, keep_policies)
             (path / _CHECKPOINTS).mkdir(exist_ok=True)
-            (path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
+            replace_file(path / _CONFIG, json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
             self._metrics = (path / METRICS_FILE).open("a")
             self._episodes = (path / _EPISODES).open("a")
         except OSError as error:
@@ -176,7 +177,9 @@ class RunFolder:
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]
-            _replace(file, "".join(kept))
+            replace_file(file, "".join(kept))
+        for half in (self.path / _CHECKPOINTS).glob(".writing-*"):
+            shutil.rmtree(half)
         for checkpoint in (self.path / _CHECKPOINTS).glob("iteration_*"):
             if not policies or int(checkpoint.name.removeprefix("iteration_")) > iterations:
                 shutil.rmtree(checkpoint)

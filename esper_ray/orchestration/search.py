@@ -19,20 +19,23 @@ from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.interrupts import sigterm_as_sigint
 from esper_ray.orchestration.loggers import require_loggers, tune_loggers
 from esper_ray.orchestration.placement import LEARNER_CPUS, Placement, place_trials
-from esper_ray.orchestration.plan import origin, require_playable
+from esper_ray.orchestration.plan import origin, require_playable, with_absolute_data_dir
 from esper_ray.orchestration.ranking import RankedSetting, TrialResult, rank
 from esper_ray.orchestration.run_folder import METRICS_FILE, has_ended, read_metrics, write_json
 from esper_ray.orchestration.search_file import SearchFile, load_search
 from esper_ray.orchestration.search_folder import (
     EXPERIMENT,
     STATE,
-    prepare_folder,
+    TRIALS,
+    remove_results,
+    remove_search,
     require_same_search,
+    require_usable_folder,
     write_best,
     write_ranking,
 )
 from esper_ray.orchestration.searchers import SEED, param_space, require_optuna, scheduler, search_algorithm
-from esper_ray.orchestration.trial import TRIALS, Trial, TrialContext, reported, trial_name
+from esper_ray.orchestration.trial import Trial, TrialContext, reported, trial_name
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, with_tokenizer
 
@@ -114,7 +117,7 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
     before = require_same_search(config, search, folder) if config.resume else None
     tasks = _playable_tasks(search)
     if before is None:
-        prepare_folder(config, folder)
+        require_usable_folder(config, folder)
     episodes = search.train.episodes_per_iteration or min(task.episodes_per_iteration for task in tasks)
     with local_ray(plugins=search.train.plugin), _quiet_tune(), sigterm_as_sigint():
         runners = before["runners"] if before else search.train.runners
@@ -122,8 +125,10 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
         placement, concurrent = place_trials(runners, concurrent, search.trial_count, episodes, search.train.device)
         plan = SearchPlan(config, search, folder, placement, concurrent)
         if before is None:
+            remove_search(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / EXPERIMENT, _experiment(plan), exact=True)
+        remove_results(folder)
         observer.on_start(plan)
         with _watched(plan, observer.on_trials) as trials:
             _tuner(plan, resume=config.resume).fit()
@@ -153,7 +158,9 @@ def _experiment(plan: SearchPlan) -> dict[str, Any]:
 
 
 def _tuner(plan: SearchPlan, resume: bool) -> tune.Tuner:
-    context = TrialContext(plan.search, plan.folder, plan.placement)
+    # Ray Tune gives every trial a working folder of its own.
+    everywhere = plan.search.model_copy(update={"train": with_absolute_data_dir(plan.search.train)})
+    context = TrialContext(everywhere, plan.folder, plan.placement)
     runner = {"CPU": plan.placement.cpus_per_runner, "GPU": plan.placement.gpus_per_runner}
     bundle = {kind: amount for kind, amount in runner.items() if amount}
     resources = tune.PlacementGroupFactory([{"CPU": LEARNER_CPUS}, *[bundle] * plan.placement.runners])
@@ -252,8 +259,8 @@ def _result(plan: SearchPlan, tune_trials: Sequence[TuneTrial], seconds: float) 
         found.history = [row[plan.search.metric] for row in rows if plan.search.metric in row]
         found.failure = str(trial.get_error()).strip().splitlines()[-1] if trial.get_error() else ""
         trials.append(found)
-    each_by_itself = plan.search.scheduler.kind == "pbt"  # it changes each trial's setting on its own
-    ranking = rank(trials, plan.search.mode, 1 if each_by_itself else len(plan.search.seeds))
+    search = plan.search
+    ranking = rank(trials, search.mode, search.seeds, each_by_itself=search.scheduler.kind == "pbt")
     interrupted = any(trial.status in ("pending", "running", "paused") for trial in trials)
     interrupted |= len(trials) < plan.search.trial_count
     best = write_best(plan.folder, plan.search, ranking[0], plan.placement.runners) if ranking else None

@@ -1,6 +1,8 @@
 """What a search can be told: the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
 
+import itertools
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +16,19 @@ TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
 _NOT_SEARCHED = {
     *("config", "out", "overwrite", "runners", "seed", "plugin", "device", "data_dir", "hub", "set", "ppo", "logger"),
+    *("iterations", "episodes_per_iteration", "wait_only_episodes", "evaluate_every", "evaluation_episodes"),
+    *("checkpoint_every", "keep_hosts", "task"),
 }
+_FLAG_OF = {
+    "max_epochs": "max_epochs",
+    "host.slot": "slot",
+    "reward.mode": "reward",
+    "variety.enabled": "host_variety",
+    "data.hub": "hub",
+}
+"""Setting of a task → the setting of `train` that stands for it and would win."""
+_MOST_EXAMPLES = 200
+"""Combinations of values that are checked before a search."""
 _GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed", "logger")
 _SECONDS_AND_COUNTS = ("iteration", "episodes", "host_epochs", "seconds")
 _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_accuracy", "added_parameters", "score")
@@ -56,7 +70,9 @@ class Choice(_Strict):
         return self.choice
 
 
-class _Range(_Strict):
+class Range(_Strict):
+    """A value between two others is drawn for each sample."""
+
     @property
     def bounds(self) -> tuple[float, float]:
         """Lowest and highest value."""
@@ -69,7 +85,7 @@ class _Range(_Strict):
         return self.bounds
 
     @model_validator(mode="after")
-    def _rises(self) -> "_Range":
+    def _rises(self) -> "Range":
         low, high = self.bounds
         if not low < high or (isinstance(self, LogUniform) and low <= 0):
             above = ", above 0" if isinstance(self, LogUniform) else ""
@@ -77,19 +93,19 @@ class _Range(_Strict):
         return self
 
 
-class Uniform(_Range):
+class Uniform(Range):
     """A number is drawn for each sample, uniformly from [lowest, highest]."""
 
     uniform: tuple[float, float]
 
 
-class LogUniform(_Range):
+class LogUniform(Range):
     """A number is drawn for each sample, its logarithm uniformly from [lowest, highest]."""
 
     loguniform: tuple[float, float]
 
 
-class RandInt(_Range):
+class RandInt(Range):
     """A whole number is drawn for each sample, from lowest to highest, both included."""
 
     randint: tuple[int, int]
@@ -160,6 +176,9 @@ class SearchFile(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchFile":
+        for key, values in self.space.items():
+            if isinstance(values, Grid) and any(values.grid.count(value) > 1 for value in values.grid):
+                raise ValueError(f"space.{key}: the values of a grid must differ; use seeds to try a setting again")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         grids = [key for key, values in self.space.items() if isinstance(values, Grid)]
@@ -245,11 +264,19 @@ class SearchFile(_Strict):
         return parse_config("space", {**values, "seed": seed}, TrainConfig)
 
     def example_settings(self) -> Iterator[dict[str, Any]]:
-        """Yields settings in which every value, or both ends of every range, comes up at least once."""
-        first = {key: values.examples[0] for key, values in self.space.items()}
+        """Yields settings that a search may try: all combinations of grids, choices and ends of ranges.
+
+        Where there are too many, each value comes up at least once, with the first of the others.
+        """
+        examples = {key: values.examples for key, values in self.space.items()}
+        if prod(len(values) for values in examples.values()) <= _MOST_EXAMPLES:
+            for values in itertools.product(*examples.values()):
+                yield dict(zip(examples, values, strict=True))
+            return
+        first = {key: values[0] for key, values in examples.items()}
         yield first
-        for key, values in self.space.items():
-            for value in values.examples[1:]:
+        for key, values in examples.items():
+            for value in values[1:]:
                 yield {**first, key: value}
 
 
@@ -288,6 +315,8 @@ def _require_searchable(where: str, space: Any) -> None:
     known = [name for name in TrainConfig.model_fields if name not in _NOT_SEARCHED]
     known += [f"ppo.{name}" for name in PPOSettings.model_fields]
     for key in space:
+        if (flag := _FLAG_OF.get(str(key).removeprefix(TASK_PREFIX))) and str(key).startswith(TASK_PREFIX):
+            raise ConfigurationError(f"{where}: space.{key} has a name of its own: use space.{flag}")
         if key in _NOT_SEARCHED:
             raise ConfigurationError(f"{where}: space.{key} cannot be searched; give it under train, or see seeds")
         if key not in known and not str(key).startswith(TASK_PREFIX):

@@ -10,13 +10,17 @@ import yaml
 
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.orchestration.config import TuneConfig
+from esper_ray.orchestration.plan import with_absolute_data_dir
 from esper_ray.orchestration.ranking import RankedSetting, describe
-from esper_ray.orchestration.run_folder import require_writable, write_json
+from esper_ray.orchestration.run_folder import replace_file, require_writable, write_json
 from esper_ray.orchestration.search_file import SearchFile
 
 EXPERIMENT = "experiment.json"
 RANKING = "ranking.json"
 BEST = "best.yaml"
+TRIALS = "trials"
+"""Folder of the trials' run folders."""
+_PICTURES = ("report.html", "ranking.png", "learning_curves.png")
 STATE = "tune"
 """Folder of Ray Tune's own state: pickles, so a search is resumed only from a folder that one trusts."""
 
@@ -42,8 +46,8 @@ def read_experiment(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder / EXPERIMENT} is damaged: {error}; start the search anew") from None
 
 
-def prepare_folder(config: TuneConfig, folder: Path) -> None:
-    """Checks that a new search can be put into the folder, and removes an old one if that was asked for.
+def require_usable_folder(config: TuneConfig, folder: Path) -> None:
+    """Checks, without writing anything, that a new search can be put into the folder.
 
     Raises:
         RunFolderError: it holds a search or other things, or cannot be written.
@@ -58,8 +62,20 @@ def prepare_folder(config: TuneConfig, folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
         raise RunFolderError(f"--out {folder} holds other files; name a new or empty folder")
     require_writable(folder)
-    if is_search(folder):
-        shutil.rmtree(folder)
+
+
+def remove_search(folder: Path) -> None:
+    """Removes an old search, and nothing else that may lie in its folder."""
+    remove_results(folder)
+    (folder / EXPERIMENT).unlink(missing_ok=True)
+    for inner in (STATE, TRIALS):
+        shutil.rmtree(folder / inner, ignore_errors=True)
+
+
+def remove_results(folder: Path) -> None:
+    """Removes what a search leaves at its end, because it goes on or begins anew."""
+    for name in (RANKING, BEST, *_PICTURES):
+        (folder / name).unlink(missing_ok=True)
 
 
 def require_same_search(config: TuneConfig, search: SearchFile, folder: Path) -> dict[str, Any]:
@@ -79,6 +95,8 @@ def require_same_search(config: TuneConfig, search: SearchFile, folder: Path) ->
         )
     if config.overwrite:
         raise ConfigurationError("--resume and --overwrite exclude each other; leave one out")
+    if config.logger and list(config.logger) != experiment["command"]["logger"]:
+        raise ConfigurationError("the loggers of a search stay what they were at its start; leave out --logger")
     if config.max_concurrent not in (None, experiment["concurrent"]):
         raise ConfigurationError(
             f"the search began with {experiment['concurrent']} trials at a time, and that stays; leave out "
@@ -96,7 +114,8 @@ def write_ranking(folder: Path, search: SearchFile, ranking: Sequence[RankedSett
 
 def write_best(folder: Path, search: SearchFile, best: RankedSetting, runners: int) -> Path:
     """Writes the best setting as a file for `train --config`, and returns it."""
-    config = search.trial_config(best.setting, search.seeds[0])
+    trial = max(best.trials, key=lambda trial: trial.iterations)
+    config = with_absolute_data_dir(search.trial_config(best.setting, trial.seed))
     values = {
         **config.model_dump(mode="json", exclude_defaults=True),
         "task": config.task,
@@ -112,5 +131,5 @@ def write_best(folder: Path, search: SearchFile, best: RankedSetting, runners: i
     if search.scheduler.kind == "pbt":
         lines.append("# Population-based training changed it on the way; these are the values at the end.")
     path = folder / BEST
-    path.write_text("\n".join([*lines, "", yaml.safe_dump(values, sort_keys=True, allow_unicode=True)]))
+    replace_file(path, "\n".join([*lines, "", yaml.safe_dump(values, sort_keys=True, allow_unicode=True)]))
     return path

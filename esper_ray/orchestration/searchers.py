@@ -12,7 +12,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.search_file import ASHA, PBT, Choice, Grid, LogUniform, SearchFile, Uniform, Values
+from esper_ray.orchestration.search_file import ASHA, PBT, Choice, Grid, LogUniform, Range, SearchFile, Uniform, Values
 
 SEED = "seed"
 """Key of the training seed in a trial's Tune configuration, beside the searched keys."""
@@ -90,12 +90,23 @@ class SeparateSeeds(FIFOScheduler):
         return self._of_seed[trial.config[SEED]]
 
 
-class SeedKeepingPBT(PopulationBasedTraining):
-    """Population-based training in which a trial that takes over from another keeps its own training seed."""
+class BoundedPBT(PopulationBasedTraining):
+    """Population-based training that stays in the space, and in which each trial keeps its own training seed.
+
+    Ray's multiplies by 0.8 or 1.2 whatever the range was, and takes over the other trial's seed as well.
+
+    Args:
+        bounds: key → lowest and highest value.
+    """
+
+    def __init__(self, bounds: dict[str, tuple[float, float]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._bounds = bounds
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        return {**config, SEED: trial.config[SEED]}, operations
+        within = {key: min(max(config[key], low), high) for key, (low, high) in self._bounds.items()}
+        return {**config, **within, SEED: trial.config[SEED]}, operations
 
 
 def param_space(search: SearchFile) -> dict[str, Any]:
@@ -152,7 +163,8 @@ def scheduler(search: SearchFile) -> TrialScheduler:
         )
     if isinstance(chosen, PBT):
         drawn = {key: values for key, values in search.space.items() if not isinstance(values, Grid)}
-        return SeedKeepingPBT(
+        return BoundedPBT(
+            bounds={key: values.bounds for key, values in drawn.items() if isinstance(values, Range)},
             time_attr="training_iteration",
             metric=search.metric,
             mode=search.mode,

@@ -27,7 +27,8 @@ class TrainingRun:
     """Takes a run from iteration to iteration. Whoever made the actors and the folder ends them.
 
     An interrupt while episodes are played abandons the iteration: `iterate` may be called again and plays the same one.
-    One that comes later, while the policy is updated, is held back until the iteration is over and written down.
+    One that comes later, while the policy is updated, is held back until the iteration is over and written down. One
+    that comes during its evaluation on held-out hosts leaves the row without that evaluation.
 
     Attributes:
         algorithm: actors and learner.
@@ -97,11 +98,11 @@ class TrainingRun:
                 if self.config.evaluate_every and self.iteration % self.config.evaluate_every == 0:
                     row["evaluation"] = self._evaluate()
             finally:  # the iteration counts, whether its evaluation was interrupted or not
+                self.result.tally.seconds += time.monotonic() - started
                 self._folder.add_iteration(row)
                 self._observer.on_iteration(row)
-            self.result.tally.seconds += time.monotonic() - started
-            if self.iteration % self.config.checkpoint_every == 0:
-                self.save()
+                if self.iteration % self.config.checkpoint_every == 0:
+                    self.save()
         return row
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:

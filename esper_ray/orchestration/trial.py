@@ -11,18 +11,18 @@ from typing import Any
 from ray import tune
 
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.metrics import lookup
 from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.plan import RunPlan, built_actors
+from esper_ray.orchestration.plan import RunPlan, built_actors, require_playable
 from esper_ray.orchestration.run_folder import RunFolder, has_ended, read_metrics
 from esper_ray.orchestration.run_result import RunTally
 from esper_ray.orchestration.search_file import STOP_KEYS, SearchFile
+from esper_ray.orchestration.search_folder import TRIALS
 from esper_ray.orchestration.searchers import SEED
 from esper_ray.orchestration.training_run import TrainingRun
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import get_task_spec, with_tokenizer
 
-TRIALS = "trials"
-"""Folder of the trials' run folders, in the search's folder."""
 _STATE = "trial.json"
 _POLICY = "policy"
 
@@ -118,6 +118,7 @@ class Trial(tune.Trainable):
         config = self._train_config
         load_plugins(config.plugin)
         task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
+        require_playable(task, config.data_dir)
         built = built_actors(config, task, self._path, self._context.placement)
         plan, algorithm, _board = self._stack.enter_context(built)
         state: dict[str, Any] = {}
@@ -137,17 +138,10 @@ class Trial(tune.Trainable):
 
 
 def trial_name(trial_id: str, seed: int) -> str:
-    """Returns the name of a trial's folder: its number in the search, and its seed."""
+    """Returns the name of a trial's folder: the end of its identifier, and its seed."""
     return f"{trial_id.rpartition('_')[2]}_seed{seed}"
 
 
 def reported(row: dict[str, Any]) -> dict[str, float]:
     """Returns what of a row of metrics.jsonl can rank or stop a trial, by its dotted name."""
-    found = {}
-    for key in STOP_KEYS:
-        value: Any = row
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            found[key] = value
-    return found
+    return {key: value for key in STOP_KEYS if (value := lookup(row, key)) is not None}

@@ -6,10 +6,11 @@ from pathlib import Path
 import vl_convert
 
 from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.metrics import lookup
 from esper_ray.report.palette import LIGHT, resolved
 from esper_ray.report.reading import load_search
 from esper_ray.report.search_charts import curves_chart, ranking_chart
-from esper_ray.report.search_page import measured, ranked_settings
+from esper_ray.report.search_page import ranked_settings
 from esper_ray.report.specs import Chart
 
 _WIDTH = 760
@@ -32,7 +33,7 @@ def write_plots(experiment: Path) -> list[Path]:
         {"trial": name, "iteration": row["iteration"], "value": value}
         for name, run in search.trials.items()
         for row in run.iterations
-        if (value := measured(row, search.metric)) is not None
+        if (value := lookup(row, search.metric)) is not None
     ]
     last = max(row["iteration"] for row in trials)
     charts = {

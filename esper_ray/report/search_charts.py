@@ -19,7 +19,7 @@ def ranking_chart(settings: Sequence[Row], metric: str) -> Chart:
     dots = [
         {"label": s["label"], "seed": seed, "value": value, "setting": s["text"]}
         for s in shown
-        for seed, value in s["values"].items()
+        for seed, value in zip(s["seeds"], s["values"], strict=True)
         if value is not None
     ]
     means = [

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
-from esper_ray.orchestration.ranking import describe
+from esper_ray.orchestration.metrics import lookup
+from esper_ray.orchestration.ranking import TrialResult, describe, rank
 from esper_ray.report import search_charts
 from esper_ray.report.page import Page, Section
 from esper_ray.report.reading import RunData, SearchData
@@ -60,43 +61,30 @@ def ranked_settings(search: SearchData) -> list[Row]:
     return found
 
 
-def measured(row: Mapping[str, Any], metric: str) -> float | None:
-    """Returns a metric of a row of metrics.jsonl by its dotted name, or None if it was not measured then."""
-    value: Any = row
-    for part in metric.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
-
-
 def _standing(search: SearchData) -> list[Row]:
-    """Ranks by the mean of the last fifth, as the search will, but without its rules for trials that ended early."""
-    groups: dict[str, list[tuple[str, RunData]]] = {}
-    for name, run in search.trials.items():
-        groups.setdefault(repr(sorted((run.config.get("setting") or {}).items())), []).append((name, run))
-    entries = []
-    for group in groups.values():
-        values: dict[str, float] = {}
-        for _, run in group:
-            history = [value for row in run.iterations if (value := measured(row, search.metric)) is not None]
-            if history:
-                values[str(run.command.get("seed", 0))] = fmean(history[-max(1, -(-len(history) // 5)) :])
-        if values:
-            entries.append(
-                {
-                    "setting": group[0][1].config.get("setting") or {},
-                    **{"mean": fmean(values.values()), "std": stdev(values.values()) if len(values) > 1 else None},
-                    **{"values": values, "iterations": [len(run.iterations) for _, run in group]},
-                    **{"complete": False, "trials": [name for name, _ in group]},
-                }
-            )
-    return sorted(entries, key=lambda entry: entry["mean"], reverse=search.mode == "max")
+    """Ranks the trials as they stand, as the search itself will in the end."""
+    by_itself = (search.search.get("scheduler") or {}).get("kind") == "pbt"
+    trials = [
+        TrialResult(
+            name,
+            dict(run.config.get("setting") or {}),
+            int(run.command.get("seed", 0)),
+            int(run.config.get("iterations") or 0),
+            {"complete": "finished", "interrupted": "stopped"}.get(run.status, "running"),
+            len(run.iterations),
+            [value for row in run.iterations if (value := lookup(row, search.metric)) is not None],
+        )
+        for name, run in search.trials.items()
+    ]
+    ranking = rank(trials, search.mode, search.search.get("seeds") or (), by_itself)
+    return [entry.as_dict(place) for place, entry in enumerate(ranking, start=1)]
 
 
 def _curve(runs: Mapping[str, RunData], metric: str) -> list[Row]:
     by_iteration: dict[int, list[float]] = {}
     for run in runs.values():
         for row in run.iterations:
-            if (value := measured(row, metric)) is not None:
+            if (value := lookup(row, metric)) is not None:
                 by_iteration.setdefault(row["iteration"], []).append(value)
     curve = []
     for iteration, values in sorted(by_iteration.items()):
@@ -157,7 +145,7 @@ def _curves(search: SearchData, settings: list[Row]) -> Section:
         {"trial": name, "iteration": row["iteration"], "value": value}
         for name, run in search.trials.items()
         for row in run.iterations
-        if (value := measured(row, search.metric)) is not None
+        if (value := lookup(row, search.metric)) is not None
     ]
     last = max((row["iteration"] for row in trials), default=1)
     lead = (
@@ -174,7 +162,7 @@ def _parameters(search: SearchData, settings: list[Row]) -> list[Section]:
     trials = [
         {"setting": setting["setting"], "value": value, "trial": f"setting {setting['rank']}, seed {seed}"}
         for setting in settings
-        for seed, value in setting["values"].items()
+        for seed, value in zip(setting["seeds"], setting["values"], strict=True)
     ]
     charts = [
         search_charts.parameter_chart(i, key, trials, search.metric, "loguniform" in (how or {}))
