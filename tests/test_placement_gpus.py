@@ -47,7 +47,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_or_passed_over(three_nodes: None
     assert place(2, 32, "auto").device_kind == "cpu"
 
 
-@pytest.mark.parametrize(("runners", "share"), [(1, 1.0), (2, 1.0), (3, 0.5), (4, 0.3333), (5, 0.25)])
+@pytest.mark.parametrize(("runners", "share"), [(1, 1.0), (2, 1.0), (3, 0.5), (4, 1 / 3), (5, 0.25)])
 def test_every_gpu_serves_a_whole_number_of_runners(
     three_nodes: None, monkeypatch: pytest.MonkeyPatch, runners: int, share: float
 ) -> None:

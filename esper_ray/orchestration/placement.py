@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
 from typing import Literal
 
 import ray
@@ -136,13 +135,10 @@ def _require_free(placement: Placement) -> None:
 
 
 def _gpu_share(runners: int, nodes: Sequence[Mapping[str, float]]) -> float:
-    """Returns the largest share of a GPU, 1 ÷ a whole number, at which the nodes' GPUs and CPUs hold all runners.
-
-    Rounded down to four digits, because Ray rounds to them: six sixths would else be more than one GPU.
-    """
+    """Returns the largest share of a GPU, 1 ÷ a whole number, at which the nodes' GPUs and CPUs hold all runners."""
     for runners_per_gpu in itertools.count(1):
         if runners <= sum(min(int(node["CPU"]), int(node["GPU"]) * runners_per_gpu) for node in nodes):
-            return floor(1e4 / runners_per_gpu) / 1e4
+            return 1.0 / runners_per_gpu
     raise AssertionError("there are enough CPUs, so some share fits")
 
 
