@@ -184,7 +184,7 @@ def _curve_image(rows: Sequence[Mapping[str, Any]], wait_only: float | None) -> 
     axes.set_xlabel("iteration")
     axes.set_ylabel("kept validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right", fontsize="small", frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small", frameon=False)
     image = io.BytesIO()
     figure.savefig(image, dpi=110)
     return f'<img alt="learning curve" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
