@@ -102,6 +102,9 @@ def test_a_search_killed_after_half_of_it_goes_on_and_repeats_no_finished_trial(
     assert run(["tune", str(written(tmp_path)), "--out", str(out), "--resume", "--max-concurrent", "7"]) == 2
     assert "leave out --max-concurrent with --resume" in capsys.readouterr().err
 
+    with local_ray(num_cpus=1):
+        assert run(["tune", str(written(tmp_path)), "--out", str(out), "--resume"]) == 2
+    assert "began with 2 trials of 1 runners at a time, which do not fit here" in capsys.readouterr().err
     assert run(["tune", str(written(tmp_path)), "--out", str(out), "--resume"]) == 0
     printed = capsys.readouterr().out
     assert "Done: 4 finished" in printed

@@ -12,21 +12,6 @@ INTERRUPTED = 130
 _JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
-_LETTERS = {
-    SeedStage.UNKNOWN: "?",
-    SeedStage.DORMANT: ".",
-    SeedStage.GERMINATED: "G",
-    SeedStage.TRAINING: "T",
-    SeedStage.BLENDING: "B",
-    SeedStage.SHADOWING: "S",
-    SeedStage.PROBATIONARY: "P",
-    SeedStage.FOSSILIZED: "F",
-    SeedStage.CULLED: "C",
-    SeedStage.EMBARGOED: "e",
-    SeedStage.RESETTING: "r",
-}
-
-
 def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
     """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
     reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
@@ -35,7 +20,7 @@ def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
 
 def timeline(stages: Sequence[str]) -> str:
     """Returns a letter for the slot's stage in each epoch."""
-    return "".join(_LETTERS[SeedStage[stage]] for stage in stages)
+    return "".join(SeedStage[stage].letter for stage in stages)
 
 
 def drawn_host(outcome: Outcome) -> str:

@@ -18,6 +18,25 @@ class SeedStage(IntEnum):
     EMBARGOED = 9
     RESETTING = 10
 
+    @property
+    def letter(self) -> str:
+        """One character for it, as timelines show it; a dot for an empty slot."""
+        return _LETTERS[self]
+
+
+_LETTERS = {
+    SeedStage.UNKNOWN: "?",
+    SeedStage.DORMANT: ".",
+    SeedStage.GERMINATED: "G",
+    SeedStage.TRAINING: "T",
+    SeedStage.BLENDING: "B",
+    SeedStage.SHADOWING: "S",
+    SeedStage.PROBATIONARY: "P",
+    SeedStage.FOSSILIZED: "F",
+    SeedStage.CULLED: "C",
+    SeedStage.EMBARGOED: "e",
+    SeedStage.RESETTING: "r",
+}
 
 ACTIVE_STAGES = frozenset(
     {

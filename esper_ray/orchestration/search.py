@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import PlacementError, RunFolderError
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.interrupts import sigterm_as_sigint
@@ -122,7 +122,15 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
     with local_ray(plugins=search.train.plugin), _quiet_tune(), sigterm_as_sigint():
         runners = before["runners"] if before else search.train.runners
         concurrent = before["concurrent"] if before else config.max_concurrent
-        placement, concurrent = place_trials(runners, concurrent, search.trial_count, episodes, search.train.device)
+        try:
+            placement, concurrent = place_trials(runners, concurrent, search.trial_count, episodes, search.train.device)
+        except PlacementError as error:
+            if before is None:
+                raise
+            raise PlacementError(
+                f"the search began with {concurrent} trials of {runners} runners at a time, which do not fit here; "
+                "resume it where they do"
+            ) from error
         plan = SearchPlan(config, search, folder, placement, concurrent)
         if before is None:
             remove_search(folder)

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 MOST_EPISODES = 8_000
 MOST_BYTES = 2_000_000
-_LETTERS = {stage.name: chr(ord("A") + stage.value) for stage in SeedStage}
+_LETTERS = {stage.name: stage.letter for stage in SeedStage}
 _PER_EPOCH = {
     "val_accuracy": 2,
     "train_accuracy": 1,
@@ -85,7 +85,9 @@ def _columns(episodes: Sequence[Row], actions: Sequence[str]) -> Row:
         "hostParameters": [row.get("host_parameters") for row in episodes],
         "hosts": hosts,
         "host": host_of,
-        "stages": ["".join(_LETTERS.get(stage, "A") for stage in row["stages"]) for row in episodes],
+        "stages": [
+            "".join(_LETTERS.get(stage, SeedStage.UNKNOWN.letter) for stage in row["stages"]) for row in episodes
+        ],
         "decisions": [
             "".join(codes.get(name, "?") for name in row["per_epoch"].get("decision", ())) for row in episodes
         ],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from esper_ray.lifecycle import SeedStage
-from esper_ray.report.palette import STAGE_LETTERS, action_vars, legend, stage_var, var
+from esper_ray.report.palette import action_vars, legend, stage_var, var
 from esper_ray.report.specs import (
     Chart,
     Row,
@@ -28,7 +28,7 @@ _SHOWN = [stage for stage in SeedStage if stage is not SeedStage.UNKNOWN]
 
 def stage_legend(stages: Sequence[str]) -> list[dict[str, str]]:
     """Returns the legend of the stages that occur: letter, name, colour."""
-    return legend([(f"{STAGE_LETTERS[s]} {s.name}", stage_var(s.name)) for s in _SHOWN if s.name in stages])
+    return legend([(f"{s.letter} {s.name}", stage_var(s.name)) for s in _SHOWN if s.name in stages])
 
 
 def stage_encoding(channel_field: str = "stage") -> Spec:

@@ -86,7 +86,7 @@
   }
 
   const nice = (value, digits = 1) => value === null || value === undefined ? "–" : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-  const shortName = { DORMANT: "·", GERMINATED: "G", TRAINING: "T", BLENDING: "B", SHADOWING: "S", PROBATIONARY: "P", FOSSILIZED: "F", CULLED: "C", EMBARGOED: "e", RESETTING: "r", UNKNOWN: "?" };
+  const letterOf = (stage) => Object.keys(episodes.stageNames).find((letter) => episodes.stageNames[letter] === stage);
 
   function rowsOf(i) {
     const per = episodes.perEpoch, stages = [...episodes.stages[i]].map((letter) => episodes.stageNames[letter]);
@@ -108,7 +108,7 @@
       part.epochs = part.start === part.end ? `${part.start}` : `${part.start} to ${part.end}`;
       // Its name where there is room for about 8 pixels a letter, else its letter.
       const width = ($("chart-episode-stages").clientWidth - 70) * (part.to - part.from) / stages.length;
-      part.label = width > 8.5 * part.stage.length ? part.stage : shortName[part.stage];
+      part.label = width > 8.5 * part.stage.length ? part.stage : letterOf(part.stage);
     }
     const decisions = [];
     taken.forEach((decision, e) => {

@@ -11,21 +11,6 @@ from esper_ray.lifecycle import SeedStage
 _ORANGE, _SKY, _GREEN, _YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
 _BLUE, _VERMILLION, _PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 
-STAGE_LETTERS = {
-    SeedStage.UNKNOWN: "?",
-    SeedStage.DORMANT: "·",
-    SeedStage.GERMINATED: "G",
-    SeedStage.TRAINING: "T",
-    SeedStage.BLENDING: "B",
-    SeedStage.SHADOWING: "S",
-    SeedStage.PROBATIONARY: "P",
-    SeedStage.FOSSILIZED: "F",
-    SeedStage.CULLED: "C",
-    SeedStage.EMBARGOED: "e",
-    SeedStage.RESETTING: "r",
-}
-"""A letter for each stage, drawn beside its colour."""
-
 STAGE_COLOURS = {
     SeedStage.GERMINATED: _YELLOW,
     SeedStage.TRAINING: _ORANGE,
