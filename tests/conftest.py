@@ -59,18 +59,21 @@ def ray_processes() -> set[str]:
 
 
 def leftovers() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("esper-*")}
+    """Folders of Ray sessions, and shared memory."""
+    folders = {path.name for path in Path(tempfile.gettempdir()).glob("esper-*")}
+    shared_memory = Path("/dev/shm")
+    return folders | ({path.name for path in shared_memory.iterdir()} if shared_memory.is_dir() else set())
 
 
 @pytest.fixture
 def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs in a folder of its own; afterwards no process and no folder of Ray may be left."""
+    """Runs in a folder of its own; afterwards no process, folder or shared memory of Ray may be left."""
     monkeypatch.chdir(tmp_path)
     processes, folders = ray_processes(), leftovers()
     yield
     assert not ray.is_initialized()
     give_up = time.monotonic() + 20
-    while ray_processes() - processes and time.monotonic() < give_up:
+    while (ray_processes() - processes or leftovers() - folders) and time.monotonic() < give_up:
         time.sleep(0.2)
     assert ray_processes() <= processes
     assert leftovers() <= folders

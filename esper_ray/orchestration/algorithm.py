@@ -1,7 +1,6 @@
 """PPO over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
 
 import logging
-import shutil
 import tempfile
 import time
 from collections import deque
@@ -141,17 +140,11 @@ class EpisodePPO(PPO):
     """
 
     def _setup_logdir(self) -> None:
-        """Keeps the scratch folder that every Trainable makes out of the user's home; `cleanup` removes it."""
+        """Makes no folder in the user's home, as RLlib would for files that nobody writes."""
         if self._storage:
             super()._setup_logdir()
         else:
-            self._logdir = tempfile.mkdtemp(prefix="esper-ppo-")
-
-    def cleanup(self) -> None:
-        """Ends actors and learner."""
-        super().cleanup()
-        if not self._storage:
-            shutil.rmtree(self._logdir, ignore_errors=True)
+            self._logdir = tempfile.gettempdir()
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds actors and learner."""

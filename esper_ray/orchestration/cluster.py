@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from esper_ray.errors import ConfigurationError, EsperError
+from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
 _QUIET = {
@@ -26,6 +28,8 @@ _QUIET = {
 @contextmanager
 def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins: Sequence[str] = ()) -> Iterator[None]:
     """Uses the Ray that this process is connected to, or else starts a local one and ends it afterwards.
+
+    Nothing of a local one stays, not even if this process is killed (`session_guard`).
 
     Args:
         num_cpus, num_gpus: what a new local Ray offers; None: what the machine has.
@@ -43,28 +47,31 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    session = tempfile.mkdtemp(prefix="esper-")
-    try:
+    session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
+    with guarded(session):
         try:
-            with _without_stderr():
-                ray.init(
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    runtime_env=plugin_environment(plugins),
-                    _temp_dir=session,
-                )
-        except RuntimeEnvSetupError as error:
-            raise ConfigurationError(
-                f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}"
-            ) from error
-        _require_importable(plugins)
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(session, ignore_errors=True)
+            _start(session, num_cpus, num_gpus, plugins)
+            _require_importable(plugins)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(session, ignore_errors=True)
+
+
+def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: Sequence[str]) -> None:
+    try:
+        with _without_stderr():
+            ray.init(
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env=plugin_environment(plugins),
+                _temp_dir=str(session),
+            )
+    except RuntimeEnvSetupError as error:
+        raise ConfigurationError(f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}") from error
 
 
 def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
