@@ -225,6 +225,27 @@ def test_a_checkpoint_restores_learner_optimizer_and_iteration(cluster: None, tm
         restored.stop()
 
 
+def test_a_learner_that_takes_up_a_checkpoint_learns_on_as_if_it_had_never_stopped(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Its first update already has the learning rate and the entropy coefficient of that iteration."""
+    algorithm = build(2, 4)
+    try:
+        algorithm.train()
+        algorithm.save_to_path(str(tmp_path / "checkpoint"))
+        algorithm.train()
+        expected = weights(algorithm)
+    finally:
+        algorithm.stop()
+    resumed = build(2, 4)
+    try:
+        resumed.take_up(tmp_path / "checkpoint")
+        resumed.train()
+        assert all(np.array_equal(value, weights(resumed)[name]) for name, value in expected.items())
+    finally:
+        resumed.stop()
+
+
 def test_scripted_policies_play_on_the_same_actors(cluster: None) -> None:
     algorithm = build(2, 4)
     seen: list[FinishedEpisode] = []

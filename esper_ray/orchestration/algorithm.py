@@ -347,8 +347,8 @@ class EpisodePPO(PPO):
         learner = self.learner_group._learner
         for optimizer, schedule in learner._optimizer_lr_schedules.items():
             learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
-        for schedule in learner.entropy_coeff_schedulers_per_module.values():
-            schedule.update(timestep=steps)
+        # The schedules are made when they are first asked for: there may be none yet to iterate over.
+        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
         self._force_weights()
 
     def _force_weights(self, runners: list[int] | None = None) -> None:
