@@ -13,6 +13,7 @@ from statistics import median
 from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.tickets import assign
 from esper_ray.policies import WaitPolicy
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds of one and two runners in turn")
     arguments = parser.parse_args()
     with local_ray():
-        config = build_config(TASK, PPOSettings(), Placement(2, 1, 0.0), iterations=1, episodes_per_iteration=2, seed=0)
+        config = build_config(
+            ActorSettings(TASK), PPOSettings(), Placement(2, 1, 0.0), iterations=1, episodes_per_iteration=2, seed=0
+        )
         algorithm = EpisodePPO(config=config)
         try:
             host_epochs_per_second(algorithm, 2, 1, 0)
