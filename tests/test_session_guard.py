@@ -13,7 +13,7 @@ from conftest import ray_processes
 from esper_ray.orchestration.session_guard import end_session
 
 DRIVER = """
-import sys, time
+import time
 import ray
 from esper_ray.orchestration.cluster import local_ray
 
