@@ -42,6 +42,8 @@ class PPOSettings(BaseModel):
     """Steps per minibatch."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Widths of the tanh layers; policy and value function have networks of their own."""
+    lstm_width: int = Field(64, ge=1)
+    """Width of the recurrent layer behind them, with `policy: lstm`."""
 
 
 class TaskChoice(BaseModel):
@@ -137,6 +139,10 @@ class TrainConfig(RunChoice):
     """Iterations between checkpoints; there is always one at the end."""
     logger: tuple[Logger, ...] = ()
     """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
+    learner: Literal["ppo", "appo"] = "ppo"
+    """ppo waits for all episodes of an iteration; appo learns from those that end first, so slow hosts hold nobody up."""
+    policy: Literal["mlp", "lstm"] = "mlp"
+    """Network of the policy. lstm remembers the decisions and measurements of the episode so far."""
     ppo: PPOSettings = PPOSettings()
 
 
@@ -148,6 +154,8 @@ class HeuristicConfig(RunChoice):
     wait_only_episodes: ClassVar[int] = 0
     host_pool: ClassVar[int | None] = None
     skip_forced_waits: ClassVar[bool] = False
+    learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
+    policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     episodes: int = Field(32, ge=1)
@@ -164,6 +172,8 @@ class _HeldOutRun(BaseModel):
     host_pool: ClassVar[int | None] = None
     skip_forced_waits: ClassVar[bool] = False
     seed: ClassVar[int] = 0
+    learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
+    policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     task: str | None = None

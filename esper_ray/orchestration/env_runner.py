@@ -54,6 +54,19 @@ class ActorSettings:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """Weights of the policy, as an actor takes them.
+
+    Attributes:
+        version: tells them from earlier ones.
+        state: of an EnvRunner.
+    """
+
+    version: int
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class PlayedEpisode:
     """What an actor returns for a ticket.
 
@@ -128,14 +141,18 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Returns the names of the actions on this actor's device."""
         return self._host_env().action_table.names
 
-    def play(self, ticket: Ticket, keep_from: float) -> PlayedEpisode:
-        """Plays one episode with the present weights, sampling the actions.
+    def play(self, ticket: Ticket, keep_from: float, weights: Weights) -> PlayedEpisode:
+        """Plays one episode, sampling the actions.
 
         Args:
             ticket: which episode.
             keep_from: return what was grown if its kept validation accuracy is at least this, percent.
+            weights: of the policy, for the whole episode. Whatever a restarted actor has, it plays with these.
         """
         try:
+            if getattr(self, "_weights_version", None) != weights.version:
+                self.set_state(weights.state)
+                self._weights_version = weights.version
             self._host_env().ticket = ticket
             (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")

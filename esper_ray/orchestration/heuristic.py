@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper_ray.episode import ActionTable, EpisodeRecord
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.kept_hosts import KeptHosts
 from esper_ray.orchestration.metrics import episode_metrics, mean_with_error
@@ -67,7 +67,7 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
 def _play(
     config: HeuristicConfig,
     plan: RunPlan,
-    algorithm: EpisodePPO,
+    algorithm: EpisodeAlgorithm,
     folder: RunFolder,
     observer: RunObserver,
     finished: dict[int, EpisodeRecord],

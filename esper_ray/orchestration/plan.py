@@ -18,10 +18,11 @@ from ray.exceptions import RayError
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
+from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.interrupts import interrupts_raise
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
@@ -100,7 +101,7 @@ class RunObserver(Protocol):
 
 
 @contextmanager
-def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
 
     Raises:
@@ -118,7 +119,7 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
 
 
 @contextmanager
-def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
     require_playable(task, config.data_dir)
     with local_ray(plugins=config.plugin), interrupts_raise():
@@ -130,7 +131,7 @@ def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tup
 @contextmanager
 def built_actors(
     config: RunConfig, task: TaskSpec, out: Path, placement: Placement
-) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Builds the actors where `placement` says, on the Ray that runs, and ends them afterwards.
 
     Raises:
@@ -168,7 +169,7 @@ def episodes_of(config: RunConfig, task: TaskSpec) -> int:
 @contextmanager
 def _algorithm(
     config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
-) -> Iterator[EpisodePPO]:
+) -> Iterator[EpisodeAlgorithm]:
     actor = ActorSettings(
         task,
         data_dir=with_absolute_data_dir(config).data_dir,
@@ -177,17 +178,10 @@ def _algorithm(
         host_pool=config.host_pool,
         skip_forced_waits=config.skip_forced_waits,
     )
-    rllib_config = build_config(
-        actor,
-        config.ppo,
-        placement,
-        iterations=config.iterations,
-        episodes_per_iteration=episodes,
-        seed=config.seed,
-    )
+    learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
     torch.set_num_threads(1)
     try:
-        algorithm = EpisodePPO(config=rllib_config)
+        algorithm = build_algorithm(actor, learning, placement)
     except RayError as error:
         raise EpisodeFailedError(f"the actors could not be built: {error}") from error
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.checkpoint import CheckpointFacts, present_versions, write_facts
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.health import warnings_of
@@ -41,7 +41,7 @@ class TrainingRun:
         observer: sees every iteration.
     """
 
-    def __init__(self, plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder, observer: RunObserver) -> None:
+    def __init__(self, plan: RunPlan, algorithm: EpisodeAlgorithm, folder: RunFolder, observer: RunObserver) -> None:
         assert isinstance(plan.config, TrainConfig)
         self.config = plan.config
         self.result = RunResult(plan)
@@ -164,7 +164,7 @@ class TrainingRun:
         )
 
         def save(path: str) -> None:
-            self.algorithm.save_to_path(path)
+            self.algorithm.write_checkpoint(Path(path))
             write_facts(Path(path), facts)
 
         return self._folder.save_checkpoint(self.iteration, save)

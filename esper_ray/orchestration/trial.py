@@ -92,7 +92,9 @@ class Trial(tune.Trainable):
         """Writes learner, optimizer, counters and the run's tally."""
         tally: dict[str, Any] = {}
         if self._run is not None:  # else it only reports what was played before
-            self._run.algorithm.save_to_path(str(Path(checkpoint_dir) / _POLICY))
+            folder = Path(checkpoint_dir) / _POLICY
+            folder.mkdir()
+            self._run.algorithm.write_checkpoint(folder)
             tally = self._run.result.tally.as_dict()
         state = {"trial": self._path.name, "seconds": self._seconds, "tally": tally}
         (Path(checkpoint_dir) / _STATE).write_text(json.dumps(state))
