@@ -84,7 +84,12 @@ class _Table:
     """Plays policies on the held-out hosts, as far as the store lacks them."""
 
     def __init__(
-        self, store: EpisodeStore, algorithm: EpisodeAlgorithm, plan: RunPlan, seeds: Sequence[int], observer: RunObserver
+        self,
+        store: EpisodeStore,
+        algorithm: EpisodeAlgorithm,
+        plan: RunPlan,
+        seeds: Sequence[int],
+        observer: RunObserver,
     ) -> None:
         self.store = store
         self.algorithm = algorithm

@@ -98,7 +98,7 @@ class UpdateWatch:
         return logits.log_softmax(dim=1).cpu(), values.cpu().numpy()
 
     def _forward(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns the action logits and the values of a batch; a recurrent network sees one whole episode, (1, T, …)."""
+        """Returns the action logits and the values of a batch; of one whole episode, (1, T, …), if recurrent."""
         batch: dict[str, Any] = {Columns.OBS: observations}
         if self._module.is_stateful():
             batch[Columns.STATE_IN] = initial_state(self._module, 1)

@@ -48,7 +48,11 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
     for parameter, values in state.optimizer["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": tensor for name, tensor in values.items()}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
-    values = _Values(iteration=state.iteration, consumed=state.consumed, param_groups=state.optimizer["param_groups"])
+    groups = [
+        {name: value.item() if isinstance(value, Tensor) else value for name, value in group.items()}
+        for group in state.optimizer["param_groups"]
+    ]
+    values = _Values(iteration=state.iteration, consumed=state.consumed, param_groups=groups)
     (folder / _VALUES).write_text(values.model_dump_json(indent=2) + "\n")
 
 

@@ -22,11 +22,11 @@ from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
-from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.interrupts import interrupts_raise
+from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
-from esper_ray.orchestration.run_folder import require_usable
+from esper_ray.orchestration.run_folder import require_usable, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
 
@@ -101,8 +101,14 @@ class RunObserver(Protocol):
 
 
 @contextmanager
-def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
+def started_run(
+    config: TrainConfig | HeuristicConfig, resumed: bool = False
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+
+    Args:
+        config: what was asked for.
+        resumed: its folder holds the run already, which goes on.
 
     Raises:
         EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
@@ -113,13 +119,18 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
     task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
     name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
     out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    require_usable(out, config.overwrite)
+    if resumed:
+        require_writable(out)
+    else:
+        require_usable(out, config.overwrite)
     with started_actors(config, task, out) as started:
         yield started
 
 
 @contextmanager
-def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
+def started_actors(
+    config: RunConfig, task: TaskSpec, out: Path
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
     require_playable(task, config.data_dir)
     with local_ray(plugins=config.plugin), interrupts_raise():

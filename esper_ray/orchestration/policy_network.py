@@ -19,6 +19,8 @@ from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 
 _SPEC = "network.json"
 _WEIGHTS = "policy.safetensors"
+POLICY_FILES = (_SPEC, _WEIGHTS)
+"""Files of a checkpoint that decisions follow from."""
 
 
 class NetworkSpec(BaseModel):

@@ -130,7 +130,8 @@ class Trial(tune.Trainable):
             self._seconds = state["seconds"]
         own = state.get("trial") == self._path.name
         described = {**plan.as_dict(), "setting": self._setting}
-        folder = RunFolder(self._path, described, keep_iterations=algorithm.iteration, keep_policies=own)
+        kept = algorithm.iteration if checkpoint is not None else None
+        folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
         if checkpoint is None:
             self._run.play_wait_only()
