@@ -104,15 +104,24 @@ class EpisodeAlgorithm(Algorithm):
         """Actors that were lost and replaced so far."""
         return sum(self.losses.values())
 
+    def ask_all(self, method: str) -> list[Any]:
+        """Calls a method of every actor, or of this process's EnvRunner, at the same time; returns the answers.
+
+        Raises:
+            RayError: an actor died, or its method raised.
+        """
+        if self.dispatcher is None:
+            return [getattr(self.env_runner, method)()]
+        actors = self.env_runner_group._worker_manager.actors().values()
+        return list(ray.get([getattr(actor, method).remote() for actor in actors]))
+
     def action_names(self) -> tuple[str, ...]:
         """Returns the names of the actions, as the actors on their devices have them.
 
         Raises:
             PlacementError: they differ, because not every machine can train every blueprint.
         """
-        found: list[tuple[str, ...]] = self.env_runner_group.foreach_env_runner(
-            "action_names", local_env_runner=self.dispatcher is None
-        )
+        found: list[tuple[str, ...]] = self.ask_all("action_names")
         for names in found:
             if names != found[0]:
                 odd = ", ".join(sorted(set(names) ^ set(found[0])))
@@ -279,8 +288,7 @@ class EpisodeAlgorithm(Algorithm):
         learner = self.learner_group._learner
         for optimizer, schedule in learner._optimizer_lr_schedules.items():
             learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
-        for schedule in learner.entropy_coeff_schedulers_per_module.values():
-            schedule.update(timestep=steps)
+        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
 
     @property
     def _consumed(self) -> tuple[int, ...]:
