@@ -19,7 +19,7 @@ from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.cluster import ray_for
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.interrupts import interrupts_raise
@@ -133,7 +133,7 @@ def started_actors(
 ) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
     require_playable(task, config.data_dir)
-    with local_ray(plugins=config.plugin), interrupts_raise():
+    with ray_for(getattr(config, "address", None), config.plugin), interrupts_raise():
         placement = place(config.runners, episodes_of(config, task), config.device)
         with built_actors(config, task, out, placement) as built:
             yield built
