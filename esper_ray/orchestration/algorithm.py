@@ -233,7 +233,7 @@ class EpisodeAlgorithm(Algorithm):
 
         RLlib's own tally is off once an actor was replaced.
         """
-        return (self.iteration + 1) * int(self.config.train_batch_size_per_learner)
+        return int((self.iteration + 1) * self.config.train_batch_size_per_learner)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -278,6 +278,7 @@ class EpisodeAlgorithm(Algorithm):
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer
         (optimizer,) = self.learner_group._learner._named_optimizers.values()
         return optimizer
 

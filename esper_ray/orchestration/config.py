@@ -159,6 +159,10 @@ class TrainConfig(RunChoice):
     ppo: PPOSettings = PPOSettings()
 
 
+class PlanConfig(TrainConfig):
+    """Say what a training run will need, with the flags of `train`: where actors sit, how long, how much memory."""
+
+
 class HeuristicConfig(RunChoice):
     """Play episodes with the heuristic policy: blueprints in turn, keep what helps."""
 

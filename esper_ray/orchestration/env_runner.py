@@ -68,7 +68,7 @@ class Seat:
         runner: index, from 1; 0: this process.
         node: name of its machine.
         device: where its hosts live.
-        epoch_seconds: wall time of a host epoch while the other actors work as well; of a large host where hosts differ.
+        epoch_seconds: wall time of a host epoch while the others work as well; of a large host where hosts differ.
         memory: bytes; of what it has in common with other processes a share, where the system says so.
     """
 
@@ -160,7 +160,8 @@ class ActorEnv(MorphogenesisEnv):
         self._shown = deque(left.steps if left is not None else ())
         self._saved_epoch = 0
         self._seed_decision()
-        return self._so_far.start
+        start: tuple[Observation, dict[str, Any]] = self._so_far.start
+        return start
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Steps, reports, and seeds the next decision. What a lost actor left is shown again first.

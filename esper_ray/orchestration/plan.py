@@ -25,6 +25,7 @@ from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.interrupts import interrupts_raise
 from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement, place
+from esper_ray.orchestration.preflight import Preflight, check
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
 from esper_ray.orchestration.run_folder import require_usable, require_writable
 from esper_ray.plugins import load_plugins
@@ -42,6 +43,7 @@ class RunPlan:
     """A run, resolved: nothing is left to a default.
 
     Attributes:
+        preflight: where the actors sit and how fast they are.
         episodes: per learner update, or in all if nothing learns.
         action_names: as the actors have them on their devices.
     """
@@ -49,6 +51,7 @@ class RunPlan:
     config: RunConfig
     task: TaskSpec
     placement: Placement
+    preflight: Preflight
     episodes: int
     action_names: tuple[str, ...]
     out: Path
@@ -63,6 +66,18 @@ class RunPlan:
         """Episodes that never grow a seed, played first for comparison."""
         asked = self.config.wait_only_episodes
         return self.episodes if asked is None else asked
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        every = getattr(self.config, "evaluate_every", 0)
+        return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run, by the preflight; what the learner takes between iterations is not in it."""
+        each = self.preflight.seconds_for
+        return each(self.wait_only_episodes) + self.iterations * each(self.episodes) + each(self.evaluation_episodes)
 
     @property
     def observation_names(self) -> tuple[str, ...]:
@@ -153,7 +168,8 @@ def built_actors(
     board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
     try:
         with _algorithm(config, task, placement, episodes, board_name) as algorithm:
-            yield RunPlan(config, task, placement, episodes, algorithm.action_names(), out), algorithm, board
+            preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
+            yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
     finally:
         board.close()
 

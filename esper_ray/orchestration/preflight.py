@@ -7,9 +7,7 @@ from ray.exceptions import RayError
 
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.env_runner import Seat
-from esper_ray.orchestration.plan import RunPlan
 
 _TIMEOUT_MARGIN = 10.0
 """Epochs with a large seed, a twin of the reward and a loaded machine all make an episode longer than was measured."""
@@ -18,23 +16,40 @@ _SHORTEST_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Preflight:
-    """What a run will need. Times are wall time in seconds, from epochs without a seed; those with one are slower."""
+    """Where the actors sit, and what an epoch takes there.
 
-    plan: RunPlan
+    Attributes:
+        seats: of the actors, or of this process without any.
+        epochs: of an episode.
+        timeout_seconds: after which an actor that has not finished its episode is replaced.
+    """
+
     seats: tuple[Seat, ...]
-    episode_seconds: float
-    iteration_seconds: float
-    run_seconds: float
+    epochs: int
     timeout_seconds: float
+
+    @property
+    def episode_seconds(self) -> float:
+        """Wall time of an episode on the slowest actor, by epochs without a seed; those with one take longer."""
+        return self.epochs * max(seat.epoch_seconds for seat in self.seats)
 
     @property
     def memory(self) -> int:
         """Bytes of all actors."""
         return sum(seat.memory for seat in self.seats)
 
+    def seconds_for(self, episodes: int) -> float:
+        """Returns the wall time of so many episodes, shared out over the actors."""
+        return ceil(episodes / len(self.seats)) * self.episode_seconds
 
-def check(algorithm: EpisodeAlgorithm, plan: RunPlan) -> Preflight:
-    """Times an epoch on every actor at the same time.
+
+def check(algorithm: EpisodeAlgorithm, epochs: int, timeout_seconds: float | None) -> Preflight:
+    """Times a real epoch on every actor at the same time, and holds the actors to the timeout that follows.
+
+    Args:
+        algorithm: the actors.
+        epochs: of an episode.
+        timeout_seconds: asked for; None: it follows from the epoch.
 
     Raises:
         EpisodeFailedError: an actor cannot train an epoch.
@@ -43,22 +58,8 @@ def check(algorithm: EpisodeAlgorithm, plan: RunPlan) -> Preflight:
         seats = tuple(algorithm.ask_all("take_seat"))
     except RayError as error:
         raise EpisodeFailedError(f"an actor cannot train an epoch: {error}") from error
-    slowest = max(seat.epoch_seconds for seat in seats)
-    episode = slowest * plan.task.max_epochs
-    config = plan.config
-    rounds = ceil(plan.episodes / plan.placement.players)
-    iteration = rounds * episode
-    evaluations = 0.0
-    if isinstance(config, TrainConfig) and config.evaluate_every:
-        each = 2 * ceil(config.evaluation_episodes / plan.placement.players) * episode
-        evaluations = plan.iterations // config.evaluate_every * each
-    waiting = ceil(plan.wait_only_episodes / plan.placement.players) * episode
-    asked = config.episode_timeout if isinstance(config, TrainConfig) else None
-    return Preflight(
-        plan=plan,
-        seats=seats,
-        episode_seconds=episode,
-        iteration_seconds=iteration,
-        run_seconds=waiting + plan.iterations * iteration + evaluations,
-        timeout_seconds=asked or max(_SHORTEST_TIMEOUT, _TIMEOUT_MARGIN * episode),
-    )
+    measured = max(_SHORTEST_TIMEOUT, _TIMEOUT_MARGIN * epochs * max(seat.epoch_seconds for seat in seats))
+    found = Preflight(seats, epochs, timeout_seconds or measured)
+    if algorithm.dispatcher is not None:
+        algorithm.dispatcher.timeout_s = found.timeout_seconds
+    return found
