@@ -170,7 +170,8 @@ class ActorEnv(MorphogenesisEnv):
             OtherDecisionError: the policy decides otherwise than it did then.
         """
         if self._shown:
-            then, result = self._shown.popleft()
+            then, shown = self._shown.popleft()
+            result: tuple[Observation, float, bool, bool, dict[str, Any]] = shown
             if then != int(action):
                 raise OtherDecisionError
             if not self._shown:
