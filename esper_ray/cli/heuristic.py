@@ -34,5 +34,5 @@ def _summary(result: HeuristicResult, config: HeuristicConfig) -> list[str]:
         taken = ", ".join(f"{name} {count}" for name, count in result.means["actions"].items() if count)
         fossilized = sum(record.kept_blueprint is not None for record in result.records)
         lines += [f"Decisions: {taken}.", journeys(result.means["episodes_reaching"], fossilized)]
-    lines += [*losses(result.actors_lost), f"Run folder: {plan.out}"]
+    lines += [*losses(result.losses), f"Run folder: {plan.out}"]
     return lines + export_hint(plan.out, config.keep_hosts, len(result.records))

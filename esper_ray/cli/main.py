@@ -21,6 +21,7 @@ from esper_ray.orchestration.config import (
     EvaluateConfig,
     ExportConfig,
     HeuristicConfig,
+    PlanConfig,
     ReportConfig,
     TasksConfig,
     TrainConfig,
@@ -35,6 +36,7 @@ _GATHERED = ("--plugin", "--set", "--logger")
 
 _COMMANDS: dict[str, tuple[type[BaseModel], str]] = {
     "train": (TrainConfig, "train:run_train"),
+    "plan": (PlanConfig, "plan:run_plan"),
     "tune": (TuneConfig, "tune:run_tune"),
     "heuristic": (HeuristicConfig, "heuristic:run_heuristic"),
     "evaluate": (EvaluateConfig, "evaluate:run_evaluate"),

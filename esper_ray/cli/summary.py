@@ -34,9 +34,11 @@ def drawn_host(outcome: Outcome) -> str:
     return f"  on {outcome.host_parameters} parameters: {', '.join(drawn)}"
 
 
-def losses(actors_lost: int) -> list[str]:
-    """Returns a line on lost actors, if there were any."""
-    return [f"{actors_lost} actors were lost and replaced; their episodes were played again."] if actors_lost else []
+def losses(by_cause: Mapping[str, int]) -> list[str]:
+    """Returns what there is to say about lost actors."""
+    told = {"died": "died", "raised": "raised an error", "hung": "took too long"}
+    parts = [f"{count} {told[cause]}" for cause, count in by_cause.items() if count]
+    return [f"Actors lost and replaced: {', '.join(parts)}; their episodes were played again."] if parts else []
 
 
 def export_hint(out: Path, keep_hosts: int, episodes: int) -> list[str]:

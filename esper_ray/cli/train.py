@@ -36,7 +36,7 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
             f"Host pool: {tally.taken_over_epochs:,} of the {tally.forced_epochs:,} host epochs before a first real "
             f"choice were taken over instead of trained ({tally.taken_over_epochs / tally.forced_epochs:.1%})."
         )
-    lines += losses(result.actors_lost)
+    lines += losses(tally.losses)
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
     lines.append(f"Next: esper-ray compare {result.checkpoint}")
     lines += export_hint(plan.out, config.keep_hosts, len(tally.trained))

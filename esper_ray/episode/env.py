@@ -1,5 +1,6 @@
 """The decision problem as a Gymnasium environment."""
 
+import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ from esper_ray.tasks import (
 from esper_ray.training import evaluate
 
 Observation = dict[str, NDArray[Any]]
+_TIMED_HOSTS = 8
+_STATE = ("_epochs", "_forced_beginning", "_taken_over", "_twin_epochs", "_carried")
+"""What changes in the course of an episode, besides the host run."""
 
 
 class MorphogenesisEnv(gym.Env[Observation, np.int64]):
@@ -143,6 +147,23 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         """What was measured in each epoch of the episode so far."""
         return tuple(self._epochs)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the host lives."""
+        return self._device
+
+    def time_epoch(self) -> float:
+        """Returns the wall time, seconds, of a host epoch without a seed; where hosts differ, of a large one.
+
+        The episode in progress does not notice.
+        """
+        seeds = range(_TIMED_HOSTS if self.task.variety.enabled else 1)
+        run = max((self._new_run(seed) for seed in seeds), key=lambda run: run.host_parameters)
+        for _ in range(min(2, self.task.max_epochs)):  # the first one also warms up
+            started = time.perf_counter()
+            run.train_epoch()
+        return time.perf_counter() - started
+
     def _new_run(self, episode_seed: int, beginning: Beginning | None = None) -> HostRun:
         task = draw_host(self.task, episode_seed)
         data = self._data.of_host(task, episode_seed)
@@ -193,6 +214,20 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         reward = sum(components.values())
         self._epochs.append(self._epoch_record(action, stage, report, reward, components))
         return reward * self.task.reward.discount**discounted_epochs
+
+    def state(self) -> bytes | None:
+        """Returns the episode in progress; None in a beginning that is taken over, where there is no host yet."""
+        if self.run.is_in_beginning:
+            return None
+        values = {name: getattr(self, name) for name in _STATE}
+        return pickle.dumps((self.run.state(), values))
+
+    def restore(self, state: bytes) -> None:
+        """Goes on with an episode, after a reset with its seed and options. `state` is a pickle: only one's own."""
+        run_state, values = pickle.loads(state)
+        self.run.restore(run_state)
+        for name, value in values.items():
+            setattr(self, name, value)
 
     def measure_test(self) -> float:
         """Returns the test accuracy of what the finished episode kept, percent. For a final report only.

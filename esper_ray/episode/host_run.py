@@ -254,7 +254,7 @@ class HostRun:
     def train_epoch(self) -> EpochReport:
         """Trains one epoch and makes the slot's mechanical progress."""
         assert not self.is_over, "the epoch budget is spent"
-        if self._beginning is not None and self.epoch < len(self._beginning.reports):
+        if self._beginning is not None and self.is_in_beginning:
             return self._take_over_epoch(self._beginning)
         self.epoch += 1
         self._enter_epoch()
@@ -298,10 +298,14 @@ class HostRun:
 
     # --- its state -----------------------------------------------------------------------------------------------
 
+    @property
+    def is_in_beginning(self) -> bool:
+        """Whether the next epoch is taken over, or the host is that of before the last one that was."""
+        return self._beginning is not None and self.epoch < len(self._beginning.reports)
+
     def state(self) -> bytes:
         """Returns everything that changes in the course of a run: host, seed, optimizers, signals, governor."""
-        taken_over = len(self._beginning.reports) if self._beginning is not None else 0
-        assert self.epoch >= taken_over, "within a beginning that is taken over there is no host yet"
+        assert not self.is_in_beginning, "within a beginning that is taken over there is no host yet"
         buffer = io.BytesIO()
         torch.save({name: getattr(self, name) for name in _STATE}, buffer)
         return buffer.getvalue()

@@ -1,142 +1,60 @@
-"""PPO over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+"""Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
 
-import logging
+import copy
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
-from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
-from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import (
-    ALL_MODULES,
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_MODULE_STEPS_TRAINED_LIFETIME,
-    SYNCH_WORKER_WEIGHTS_TIMER,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
     TIMERS,
 )
 
 from esper_ray.episode import Policy
 from esper_ray.errors import EpisodeFailedError, PlacementError
-from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings, EpisodeRunner, PlayedEpisode
+from esper_ray.orchestration.dispatch import CAUSES, Dispatcher, OwedTickets, SeriesTickets
+from esper_ray.orchestration.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.health import UpdateWatch
 from esper_ray.orchestration.interrupts import allowed_interrupts
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
-from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
+from esper_ray.orchestration.learner_state import LearnerState, read_learner_state, write_learner_state
+from esper_ray.orchestration.policy_network import NetworkSpec, load_weights, read_policy, write_policy
+from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign, assign_number
 from esper_ray.seeding import Stream, derive_seed, seed_global
 
-logger = logging.getLogger(__name__)
-
-_MAX_LOSSES_PER_TICKET = 3
-_RESTART_SECONDS = 120.0
-"""Longest wait for a restarted actor: importing torch and Ray takes a while on a loaded machine."""
-_SECONDS_BETWEEN_PROBES = 0.5
+_TARGET_PREFIX = "_old_"
+"""Of the parts of APPO's network that only its learner needs."""
 
 
-def build_config(
-    actor: ActorSettings,
-    ppo: PPOSettings,
-    placement: Placement,
-    *,
-    iterations: int,
-    episodes_per_iteration: int,
-    seed: int,
-) -> PPOConfig:
-    """Returns the RLlib configuration of a run. The batch size follows from the episodes; fragments are whole episodes.
+class EpisodeAlgorithm(Algorithm):
+    """An RLlib algorithm with a sampling step of its own.
 
-    Args:
-        actor: what the actors are told.
-        ppo: the learner.
-        placement: the actors' number and resources.
-        iterations: over which the schedules of learning rate and entropy run.
-        episodes_per_iteration: over all actors.
-        seed: base seed.
-    """
-    task = actor.task
-    # The environment discounts what it adds up, see `MorphogenesisEnv`.
-    discount = 1.0 if actor.skip_forced_waits else task.reward.discount
-    steps = task.max_epochs * episodes_per_iteration
-    total_steps = max(1, iterations * steps)
-    return (
-        PPOConfig(algo_class=EpisodePPO)
-        .environment(
-            ActorEnv,
-            env_config=actor.as_env_config(),
-        )
-        .env_runners(
-            env_runner_cls=EpisodeRunner,
-            num_env_runners=placement.runners,
-            num_cpus_per_env_runner=placement.cpus_per_runner,
-            num_gpus_per_env_runner=placement.gpus_per_runner,
-            sample_timeout_s=None,
-            merge_env_runner_states=False,
-            broadcast_env_runner_states=False,
-        )
-        .learners(num_learners=0)
-        .training(
-            gamma=discount,
-            lr=[[0, ppo.lr_start], [total_steps, ppo.lr_end]],
-            entropy_coeff=[[0, ppo.entropy_start], [total_steps, ppo.entropy_end]],
-            lambda_=ppo.gae_lambda,
-            clip_param=ppo.clip,
-            vf_clip_param=float("inf"),
-            vf_loss_coeff=ppo.value_weight,
-            use_kl_loss=True,
-            kl_coeff=0.0,
-            grad_clip=ppo.grad_clip,
-            grad_clip_by="global_norm",
-            num_epochs=ppo.update_epochs,
-            minibatch_size=min(ppo.minibatch_size, steps),
-            train_batch_size_per_learner=steps,
-        )
-        .rl_module(
-            rl_module_spec=RLModuleSpec(
-                module_class=MaskedPPOTorchRLModule,
-                model_config=DefaultModelConfig(
-                    fcnet_hiddens=list(ppo.hidden), fcnet_activation="tanh", vf_share_layers=False
-                ),
-            )
-        )
-        .fault_tolerance(
-            restart_failed_env_runners=True,
-            max_num_env_runner_restarts=_MAX_LOSSES_PER_TICKET * placement.runners,
-            delay_between_env_runner_restarts_s=0.0,
-            env_runner_health_probe_timeout_s=_RESTART_SECONDS,
-        )
-        .debugging(seed=seed, log_level="ERROR")
-    )
-
-
-class EpisodePPO(PPO):
-    """RLlib's PPO with a sampling step of its own.
-
-    Each iteration is a set of tickets, shared out evenly over the actors. An actor plays one ticket at a time; its
-    driver waits for as long as that takes. If the actor is lost, it is restarted with the present weights and plays
-    the same ticket again, so every iteration holds exactly its episodes.
+    An actor plays one ticket at a time, with the weights that come with it; its driver waits for as long as that takes.
+    An actor that is lost is replaced, and its ticket is played again with the same weights. With no actors the tickets
+    of one are played in this process.
 
     Attributes:
-        episodes: of the last iteration, by ticket.
+        episodes: of the last iteration.
         learner_figures: of the last update, see `UpdateWatch.report`.
         keep_from: kept validation accuracy, percent, from which on an episode's weights come with it; at first no
             episode's do.
-        actors_lost: actors that were lost and replaced so far.
+        dispatcher: hands out the tickets; None without actors.
     """
 
     def _setup_logdir(self) -> None:
@@ -154,35 +72,48 @@ class EpisodePPO(PPO):
         self.episodes: list[FinishedEpisode] = []
         self.learner_figures: dict[str, float | None] = {}
         self.keep_from = inf
-        self.actors_lost = 0
-        self._force_weights()
+        self._weights_version = 0
+        actors = self.env_runner_group._worker_manager.actors()
+        self.dispatcher = Dispatcher(actors) if actors else None
+        self._publish_weights()
+
+    # --- what it is made of --------------------------------------------------------------------------------------
+
+    @property
+    def policy_network(self) -> RLModule:
+        """The policy network, as the learner has it."""
+        return self.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
 
     @property
     def episodes_per_iteration(self) -> int:
         """Episodes per learner update."""
         return int(self.config.train_batch_size_per_learner // self.config.env_config["task"]["max_epochs"])
 
-    def training_step(self) -> None:
-        """Plays the iteration's episodes, updates the policy and sends the weights to the actors."""
-        tickets = self._tickets(self.iteration)
-        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            played = self._play(tickets, lambda actor, ticket: actor.play.remote(ticket, self.keep_from))
-            self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
-        self.episodes = [_finished(episode) for episode in played]
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            self._update([episode.rollout for episode in played if episode.rollout is not None])
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+    @property
+    def runners(self) -> int:
+        """Number of actors, or 1 if this process plays their part."""
+        return max(1, int(self.config.num_env_runners))
 
-    def training_seeds(self, iterations: int) -> set[int]:
-        """Returns the host seeds of the first `iterations` iterations."""
-        rounds = (self._tickets(number) for number in range(iterations))
-        return {ticket.episode_seed for tickets in rounds for ticket in tickets}
+    @property
+    def losses(self) -> dict[str, int]:
+        """Actors that were lost and replaced so far, by cause."""
+        return dict.fromkeys(CAUSES, 0) | (self.dispatcher.losses if self.dispatcher is not None else {})
 
-    def _tickets(self, iteration: int) -> list[Ticket]:
-        config = self.config
-        pool = config.env_config["host_pool"]
-        return assign(self.episodes_per_iteration, config.num_env_runners, iteration, config.seed, pool)
+    @property
+    def actors_lost(self) -> int:
+        """Actors that were lost and replaced so far."""
+        return sum(self.losses.values())
+
+    def ask_all(self, method: str) -> list[Any]:
+        """Calls a method of every actor, or of this process's EnvRunner, at the same time; returns the answers.
+
+        Raises:
+            RayError: an actor died, or its method raised.
+        """
+        if self.dispatcher is None:
+            return [getattr(self.env_runner, method)()]
+        actors = self.env_runner_group._worker_manager.actors().values()
+        return list(ray.get([getattr(actor, method).remote() for actor in actors]))
 
     def action_names(self) -> tuple[str, ...]:
         """Returns the names of the actions, as the actors on their devices have them.
@@ -190,7 +121,7 @@ class EpisodePPO(PPO):
         Raises:
             PlacementError: they differ, because not every machine can train every blueprint.
         """
-        found: list[tuple[str, ...]] = self.env_runner_group.foreach_env_runner("action_names", local_env_runner=False)
+        found: list[tuple[str, ...]] = self.ask_all("action_names")
         for names in found:
             if names != found[0]:
                 odd = ", ".join(sorted(set(names) ^ set(found[0])))
@@ -198,6 +129,26 @@ class EpisodePPO(PPO):
                     f"the actors' machines differ in the actions that they can take: {odd}; use equal ones"
                 )
         return found[0]
+
+    # --- playing -------------------------------------------------------------------------------------------------
+
+    def training_step(self) -> None:
+        """Has the iteration's episodes played and updates the policy."""
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            played = self._collect()
+            self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
+        self.episodes = [_finished(episode) for episode in played]
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            self._update([episode.rollout for episode in played if episode.rollout is not None])
+        self._publish_weights()
+
+    @abstractmethod
+    def _collect(self) -> list[PlayedEpisode]:
+        """Returns the episodes of this iteration."""
+
+    @abstractmethod
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns every host seed that the first `iterations` iterations can have."""
 
     def play_scripted(
         self,
@@ -211,160 +162,243 @@ class EpisodePPO(PPO):
         With `on_episode`, which sees each as it ends, they come back without their weights. `measure_test` is for final
         reports: it measures the test accuracy of what is kept.
         """
-        policy_ref = ray.put(policy)
+        policy_ref = policy if self.dispatcher is None else ray.put(policy)
 
-        def seen(episode: PlayedEpisode) -> None:
+        def start(actor: ActorHandle, ticket: Ticket) -> Any:
+            return _call(actor, "play_scripted", ticket, policy_ref, self.keep_from, measure_test)
+
+        found = []
+        for episode in self._play(tickets, start):
+            finished = _finished(episode)
             if on_episode is not None:
-                on_episode(_finished(episode))
+                on_episode(finished)
+                finished = replace(finished, weights=None)  # whoever watches has taken them
+            found.append(finished)
+        return sorted(found, key=lambda episode: episode.ticket)
 
-        played = self._play(
-            tickets,
-            lambda actor, ticket: actor.play_scripted.remote(ticket, policy_ref, self.keep_from, measure_test),
-            seen,
-        )
-        return [_finished(episode) for episode in played]
+    def _play(self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Ticket], Any]) -> Iterator[PlayedEpisode]:
+        """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
+        if self.dispatcher is None:
+            for ticket in tickets:
+                with allowed_interrupts():
+                    episode = start(self.env_runner, ticket)
+                if episode.failure is not None:
+                    raise EpisodeFailedError(
+                        f"episode {ticket.number} (seed {ticket.episode_seed}) raised: {episode.failure}"
+                    )
+                yield episode
+            return
+        queue = OwedTickets(tickets, start)
+        try:
+            for _ in tickets:
+                yield self.dispatcher.next_episode(queue)
+        finally:
+            self.dispatcher.abandon(queue)
 
-    @property
-    def policy_network(self) -> RLModule:
-        """The policy network, as the learner has it."""
-        return self.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+    def _start_training(self, actor: ActorHandle, ticket: Ticket) -> Any:
+        """Has an actor play a ticket with the present weights."""
+        return _call(actor, "play", ticket, self.keep_from, self._weights)
+
+    def _publish_weights(self) -> None:
+        """Takes the learner's weights for the episodes that start from now on."""
+        state = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        self._weights_version += 1
+        weights = Weights(self._weights_version, {COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE]})
+        self._weights = weights if self.dispatcher is None else ray.put(weights)
+
+    # --- learning ------------------------------------------------------------------------------------------------
 
     def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
         """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
         seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
-        # The schedules follow the episodes that count. RLlib's own tally is off once an actor was replaced.
-        lifetime_steps = (self.iteration + 1) * self.config.train_batch_size_per_learner
         config = self.config
-        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, config.lambda_, config.clip_param)
-        trained_steps = self.metrics.peek((LEARNER_RESULTS, ALL_MODULES, NUM_MODULE_STEPS_TRAINED_LIFETIME), default=0)
+        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
+        self._learn(rollouts)
+        self.learner_figures = watch.report()
+
+    @property
+    @abstractmethod
+    def _trace_decay(self) -> float:
+        """λ of the value targets."""
+
+    @abstractmethod
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        """Updates the policy with an iteration's episodes."""
+
+    @property
+    def _steps_after(self) -> int:
+        """Host epochs that the iterations up to the present one come to; schedules follow them.
+
+        RLlib's own tally is off once an actor was replaced.
+        """
+        return int((self.iteration + 1) * self.config.train_batch_size_per_learner)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Writes policy, optimizer and counters into a folder, as plain numbers."""
+        module = self.policy_network
+        weights = module.state_dict()
+        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
+        policy = {name: tensor for name, tensor in weights.items() if name not in targets}
+        write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
+        write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self._consumed))
+
+    def take_up(self, folder: Path) -> None:
+        """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
+        as it would have.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network.
+        """
+        state = read_learner_state(folder)
+        _spec, policy = read_policy(folder)
+        load_weights(self.policy_network, policy | state.target, folder)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._iteration = state.iteration
+        self._take_up_consumed(state.consumed)
+        self._follow_schedules()
+        self._publish_weights()
+
+    def start_from(self, folder: Path) -> None:
+        """Begins with the policy of a checkpoint; optimizer, schedules and counters are new.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network.
+        """
+        _spec, policy = read_policy(folder)
+        module = self.policy_network
+        targets = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_TARGET_PREFIX)}
+        load_weights(module, policy | targets, folder)
+        if targets:
+            module.make_target_networks()
+        self._publish_weights()
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer
+        (optimizer,) = self.learner_group._learner._named_optimizers.values()
+        return optimizer
+
+    def _follow_schedules(self) -> None:
+        """Sets learning rate and entropy coefficient to what they are at this iteration: RLlib would only do so with
+        the next update, and after it."""
+        steps = self.iteration * self.config.train_batch_size_per_learner
+        learner = self.learner_group._learner
+        for optimizer, schedule in learner._optimizer_lr_schedules.items():
+            learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
+        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
+
+    @property
+    def _consumed(self) -> tuple[int, ...]:
+        return ()
+
+    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
+        """Goes on with each actor's series of episodes where the learner had them."""
+
+
+class EpisodePPO(EpisodeAlgorithm):
+    """PPO. Each iteration is a set of tickets, shared out evenly over the actors, and all of them are waited for."""
+
+    def _collect(self) -> list[PlayedEpisode]:
+        tickets = self._tickets(self.iteration)
+        return sorted(self._play(tickets, self._start_training), key=lambda episode: episode.ticket)
+
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns the host seeds of the first `iterations` iterations."""
+        return {ticket.episode_seed for number in range(iterations) for ticket in self._tickets(number)}
+
+    def _tickets(self, iteration: int) -> list[Ticket]:
+        config = self.config
+        pool = config.env_config["host_pool"]
+        return assign(self.episodes_per_iteration, self.runners, iteration, config.seed, pool)
+
+    @property
+    def _trace_decay(self) -> float:
+        return float(self.config.lambda_)
+
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
         results = self.learner_group.update(
             episodes=list(rollouts),
-            timesteps={
-                NUM_ENV_STEPS_SAMPLED_LIFETIME: lifetime_steps,
-                NUM_MODULE_STEPS_TRAINED_LIFETIME: trained_steps,
-            },
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._steps_after},
             num_epochs=self.config.num_epochs,
             minibatch_size=self.config.minibatch_size,
             shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
         )
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
-        self.learner_figures = watch.report()
 
-    def _play(
-        self,
-        tickets: Iterable[Ticket],
-        start: Callable[[ActorHandle, Ticket], ray.ObjectRef],
-        on_episode: Callable[[PlayedEpisode], None] | None = None,
-    ) -> list[PlayedEpisode]:
-        """Has every ticket played by the actor that owes it, one at a time; returns the episodes sorted by ticket.
 
-        Raises:
-            EpisodeFailedError: an episode raised, or its actor was lost three times over it.
-        """
-        owed: dict[int, deque[Ticket]] = {}
-        for ticket in tickets:
-            owed.setdefault(ticket.runner, deque()).append(ticket)
-        playing: dict[ray.ObjectRef, Ticket] = {}
-        losses: dict[Ticket, int] = {}
-        played: list[PlayedEpisode] = []
-        while playing or any(owed.values()):
-            with allowed_interrupts():
-                self._start_idle(owed, playing, start)
-                (done, *_), _ = ray.wait(list(playing), num_returns=1)
-            ticket = playing.pop(done)
-            try:
-                episode: PlayedEpisode = ray.get(done)
-            except RayError as error:
-                losses[ticket] = losses.get(ticket, 0) + 1
-                self._lose_actor(ticket, error, losses[ticket])
-                owed[ticket.runner].appendleft(ticket)
-                continue
-            if episode.failure is not None:
-                raise EpisodeFailedError(
-                    f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) raised:\n"
-                    f"{episode.failure}"
-                )
-            if on_episode is not None:
-                on_episode(episode)
-                episode = replace(episode, weights=None)  # whoever watches has taken them
-            played.append(episode)
-        return sorted(played, key=lambda episode: episode.ticket)
+class EpisodeAPPO(EpisodeAlgorithm):
+    """APPO. Every actor plays on without end; an iteration is the episodes that are over next, whoever played them."""
 
-    def _start_idle(
-        self,
-        owed: dict[int, deque[Ticket]],
-        playing: dict[ray.ObjectRef, Ticket],
-        start: Callable[[ActorHandle, Ticket], ray.ObjectRef],
-    ) -> None:
-        """Gives each idle actor its next ticket."""
-        manager = self.env_runner_group._worker_manager
-        busy = {ticket.runner for ticket in playing.values()}
-        for runner, queue in owed.items():
-            if queue and runner not in busy:
-                if not manager.is_actor_healthy(runner):
-                    self._bring_back(runner)
-                ticket = queue.popleft()
-                playing[start(manager.actors()[runner], ticket)] = ticket
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds actors and learner."""
+        super().setup(config)
+        self._series = SeriesTickets(self._ticket, self.runners, self._start_with_own_weights)
+        self._collected: list[PlayedEpisode] = []
+        self._weights_of: dict[Ticket, Any] = {}
 
-    def _lose_actor(self, ticket: Ticket, error: RayError, losses: int) -> None:
-        """Takes a lost actor out of service and counts the loss.
+    def _ticket(self, runner: int, number: int) -> Ticket:
+        return assign_number(runner, number, self.config.seed, self.config.env_config["host_pool"])
 
-        Raises:
-            EpisodeFailedError: it was lost too often over this ticket.
-        """
-        self.actors_lost += 1
-        logger.warning("runner %d was lost during episode %d: %s", ticket.runner, ticket.number, type(error).__name__)
-        if losses >= _MAX_LOSSES_PER_TICKET:
-            raise EpisodeFailedError(
-                f"runner {ticket.runner} was lost {losses} times over episode {ticket.number} "
-                f"(seed {ticket.episode_seed}): {error}"
+    def _start_with_own_weights(self, actor: ActorHandle, ticket: Ticket) -> Any:
+        """Has an actor play a ticket with the weights that it was first played with, should it be played again."""
+        weights = self._weights_of.setdefault(ticket, self._weights)
+        return _call(actor, "play", ticket, self.keep_from, weights)
+
+    def _collect(self) -> list[PlayedEpisode]:
+        assert self.dispatcher is not None, "APPO has actors"
+        while len(self._collected) < self.episodes_per_iteration:
+            episode = self.dispatcher.next_episode(self._series)
+            del self._weights_of[episode.ticket]
+            self._collected.append(episode)
+        collected, self._collected = self._collected, []
+        self._series.count(collected)
+        return collected
+
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns every host seed that the first `iterations` iterations can have: any one actor may play them all."""
+        most = iterations * self.episodes_per_iteration + 1
+        return {self._ticket(runner, n).episode_seed for runner in range(1, self.runners + 1) for n in range(most)}
+
+    @property
+    def _trace_decay(self) -> float:
+        return 1.0
+
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        """Takes whole episodes at a time, as V-trace needs them; the target network follows with the last ones."""
+        config = self.config
+        size = (config.minibatch_size or inf) // config.rollout_fragment_length
+        size = int(min(size, len(rollouts)))
+        before, after = self.iteration * config.train_batch_size_per_learner, self._steps_after
+        batches = []
+        for _ in range(config.num_epochs):
+            order = [rollouts[i] for i in torch.randperm(len(rollouts)).tolist()]
+            batches += [order[i : i + size] for i in range(0, len(order), size)]
+        for number, batch in enumerate(batches, start=1):
+            results = self.learner_group.update(
+                episodes=copy.deepcopy(batch),  # RLlib lengthens them
+                timesteps={
+                    NUM_ENV_STEPS_SAMPLED_LIFETIME: after,
+                    NUM_ENV_STEPS_TRAINED_LIFETIME: after if number == len(batches) else before,
+                },
             )
-        self.env_runner_group._worker_manager.set_actor_state(ticket.runner, healthy=False)
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def _bring_back(self, runner: int) -> None:
-        """Waits until Ray has restarted a lost actor, and gives it the present weights.
+    @property
+    def _consumed(self) -> tuple[int, ...]:
+        return self._series.consumed
 
-        Raises:
-            EpisodeFailedError: it does not come back.
-        """
-        manager = self.env_runner_group._worker_manager
-        give_up = time.monotonic() + _RESTART_SECONDS
-        while not manager.is_actor_healthy(runner):
-            if time.monotonic() > give_up:
-                raise EpisodeFailedError(f"runner {runner} was lost and did not come back in {_RESTART_SECONDS:.0f} s")
-            time.sleep(_SECONDS_BETWEEN_PROBES)
-            self.restore_env_runners(self.env_runner_group)
-        self._force_weights([runner])
+    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
+        self._series.go_on_from(consumed)
 
-    def take_up(self, checkpoint: Path) -> None:
-        """Goes on from a checkpoint of `save_to_path`, with this configuration's schedules.
 
-        RLlib leaves the learning rate at what the checkpoint says, and the entropy coefficient at its first value,
-        until an update has passed.
-        """
-        self.restore_from_path(str(checkpoint.absolute()))
-        steps = self.iteration * self.config.train_batch_size_per_learner
-        learner = self.learner_group._learner
-        for optimizer, schedule in learner._optimizer_lr_schedules.items():
-            learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
-        # The schedules are made when they are first asked for: there may be none yet to iterate over.
-        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
-        self._force_weights()
-
-    def _force_weights(self, runners: list[int] | None = None) -> None:
-        """Gives the actors (all, unless `runners` names some) the learner's weights, whatever they say they have.
-
-        RLlib leaves each actor with initial weights of its own until the first update when it does not broadcast
-        states; it restores a lost actor from the driver's EnvRunner, for which the same holds; and an actor ignores
-        weights whose sequence number is not above that of its last ones.
-        """
-        learner = self.learner_group.get_state(
-            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
-        )[COMPONENT_LEARNER]
-        unnumbered = {COMPONENT_RL_MODULE: learner[COMPONENT_RL_MODULE]}
-        self.env_runner_group.foreach_env_runner(
-            "set_state", kwargs={"state": unnumbered}, local_env_runner=False, remote_worker_ids=runners
-        )
+def _call(actor: ActorHandle | EpisodeRunner, method: str, *arguments: Any) -> Any:
+    """Calls a method of an actor, or of the EnvRunner in this process."""
+    bound = getattr(actor, method)
+    return bound(*arguments) if isinstance(actor, EpisodeRunner) else bound.remote(*arguments)
 
 
 def _finished(episode: PlayedEpisode) -> FinishedEpisode:

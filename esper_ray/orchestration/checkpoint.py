@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper_ray import __version__
 from esper_ray.errors import CheckpointError
+from esper_ray.orchestration.policy_network import POLICY_FILES
 from esper_ray.orchestration.tickets import Ticket, assign, held_out_seeds
 from esper_ray.tasks import TaskSpec
 
@@ -50,8 +51,9 @@ class CheckpointFacts(BaseModel):
 
     @property
     def digest(self) -> str:
-        """A short name of the content: equal files, equal name."""
-        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()[:12]
+        """A short name of the policy: equal weights, equal name."""
+        files = {name: digest for name, digest in self.files.items() if name in POLICY_FILES}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
     def task_spec(self) -> TaskSpec:
         """Returns the task.

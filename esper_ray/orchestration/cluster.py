@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import esper_ray
 from esper_ray.errors import ConfigurationError, EsperError
 from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
@@ -23,6 +24,51 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "PYTHONWARNINGS": "ignore",
 }
+
+
+@contextmanager
+def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
+    """Joins the Ray cluster at `address` for the length of a run, or starts a local Ray if there is none given.
+
+    A cluster gets this package's source and the plugins'; what they import must be installed there.
+
+    Raises:
+        ConfigurationError: no cluster answers, or a plugin does not import inside it.
+    """
+    if address is None:
+        with local_ray(plugins=plugins):
+            yield
+        return
+    _be_quiet()
+    package = str(Path(esper_ray.__file__).parent)
+    try:
+        with _without_stderr():
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": [package, *shipped_paths(plugins)]},
+            )
+    except RuntimeEnvSetupError as error:
+        raise ConfigurationError(f"the code cannot be sent to the cluster: {' '.join(str(error).split())}") from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from error
+    try:
+        _require_importable(plugins)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _be_quiet() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -43,10 +89,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         _require_importable(plugins)
         yield
         return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    for name in ("ray", "ray.rllib", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _be_quiet()
     session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
     with guarded(session):
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from esper_ray.episode import ActionTable, Policy
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.checkpoint import CheckpointFacts, held_out, require_same_spaces
 from esper_ray.orchestration.comparison import WAYS, Comparison, Played
 from esper_ray.orchestration.config import CompareConfig
@@ -84,7 +84,12 @@ class _Table:
     """Plays policies on the held-out hosts, as far as the store lacks them."""
 
     def __init__(
-        self, store: EpisodeStore, algorithm: EpisodePPO, plan: RunPlan, seeds: Sequence[int], observer: RunObserver
+        self,
+        store: EpisodeStore,
+        algorithm: EpisodeAlgorithm,
+        plan: RunPlan,
+        seeds: Sequence[int],
+        observer: RunObserver,
     ) -> None:
         self.store = store
         self.algorithm = algorithm

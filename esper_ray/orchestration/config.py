@@ -42,6 +42,8 @@ class PPOSettings(BaseModel):
     """Steps per minibatch."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Widths of the tanh layers; policy and value function have networks of their own."""
+    lstm_width: int = Field(64, ge=1)
+    """Width of the recurrent layer behind them, with `policy: lstm`."""
 
 
 class TaskChoice(BaseModel):
@@ -97,8 +99,9 @@ class TaskChoice(BaseModel):
 class RunChoice(TaskChoice):
     """Where a run plays its episodes, and where it writes."""
 
-    runners: int | None = Field(None, ge=1)
-    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration."""
+    runners: int | None = Field(None, ge=0)
+    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played
+    in this process, as one actor would."""
     seed: int = Field(0, ge=0)
     """Base seed; the run follows from it, the configuration and the number of actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -134,10 +137,30 @@ class TrainConfig(RunChoice):
     evaluation_episodes: int = Field(16, ge=1)
     """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
-    """Iterations between checkpoints; there is always one at the end."""
+    """Iterations between checkpoints that are kept. There is one after each iteration; the last two always stay."""
+    host_checkpoint_every: int = Field(0, ge=0)
+    """Host epochs after which an actor writes its episode down, so that one that replaces it goes on from there. 0: it
+    begins the episode again."""
+    episode_timeout: float | None = Field(None, gt=0)
+    """Seconds after which an actor that has not finished its episode is replaced. Unset: ten times what an episode
+    takes, as measured at the start, and at least a minute."""
+    resume: Path | None = None
+    """Run folder of a run that ended before its time: go on with it, with the settings that it has."""
+    from_checkpoint: Path | None = None
+    """Checkpoint folder: begin with its policy; optimizer, schedules and counters are new."""
+    address: str | None = None
+    """Ray cluster to join, as HOST:PORT, or auto for the one that this machine belongs to. Unset: a local one."""
     logger: tuple[Logger, ...] = ()
     """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
+    learner: Literal["ppo", "appo"] = "ppo"
+    """ppo waits for all episodes of an iteration; appo learns from those that end first: slow hosts hold nobody up."""
+    policy: Literal["mlp", "lstm"] = "mlp"
+    """Network of the policy. lstm remembers the decisions and measurements of the episode so far."""
     ppo: PPOSettings = PPOSettings()
+
+
+class PlanConfig(TrainConfig):
+    """Say what a training run will need, with the flags of `train`: where actors sit, how long, how much memory."""
 
 
 class HeuristicConfig(RunChoice):
@@ -148,6 +171,8 @@ class HeuristicConfig(RunChoice):
     wait_only_episodes: ClassVar[int] = 0
     host_pool: ClassVar[int | None] = None
     skip_forced_waits: ClassVar[bool] = False
+    learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
+    policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     episodes: int = Field(32, ge=1)
@@ -164,6 +189,8 @@ class _HeldOutRun(BaseModel):
     host_pool: ClassVar[int | None] = None
     skip_forced_waits: ClassVar[bool] = False
     seed: ClassVar[int] = 0
+    learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
+    policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
     ppo: ClassVar[PPOSettings] = PPOSettings()
 
     task: str | None = None

@@ -1,11 +1,14 @@
 """The actor: owns one host and its slot, and plays the episodes it is told to."""
 
+import socket
 import traceback
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import torch
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -14,6 +17,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv, Policy
 from esper_ray.episode.env import Observation
 from esper_ray.episode.rollout import play_episode
+from esper_ray.orchestration.host_checkpoint import EpisodeSoFar, HostCheckpoints
 from esper_ray.orchestration.placement import assigned_device
 from esper_ray.orchestration.progress import ProgressReporter
 from esper_ray.orchestration.tickets import Ticket
@@ -32,6 +36,7 @@ class ActorSettings:
         plugins: modules to import first.
         host_pool: the host seeds are drawn from this many, so beginnings are shared; None: each episode has its own.
         skip_forced_waits: leave steps without a choice out of the trajectories.
+        host_checkpoints: folder, key (hexadecimal) and epochs between them, of `HostCheckpoints`; None: there are none.
     """
 
     task: TaskSpec
@@ -40,6 +45,7 @@ class ActorSettings:
     plugins: tuple[str, ...] = ()
     host_pool: int | None = None
     skip_forced_waits: bool = False
+    host_checkpoints: dict[str, Any] | None = None
 
     def as_env_config(self) -> dict[str, Any]:
         """Returns them as plain values, which a checkpoint can hold."""
@@ -50,7 +56,40 @@ class ActorSettings:
             "plugins": list(self.plugins),
             "host_pool": self.host_pool,
             "skip_forced_waits": self.skip_forced_waits,
+            "host_checkpoints": self.host_checkpoints,
         }
+
+
+@dataclass(frozen=True)
+class Seat:
+    """An actor where it sits.
+
+    Attributes:
+        runner: index, from 1; 0: this process.
+        node: name of its machine.
+        device: where its hosts live.
+        epoch_seconds: wall time of a host epoch while the others work as well; of a large host where hosts differ.
+        memory: bytes; of what it has in common with other processes a share, where the system says so.
+    """
+
+    runner: int
+    node: str
+    device: str
+    epoch_seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of the policy, as an actor takes them.
+
+    Attributes:
+        version: tells them from earlier ones.
+        state: of an EnvRunner.
+    """
+
+    version: int
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,6 +110,10 @@ class PlayedEpisode:
     weights: dict[str, torch.Tensor] | None = None
     metrics: dict[str, Any] | None = None
     failure: str | None = None
+
+
+class OtherDecisionError(Exception):
+    """A replaced actor's policy decides otherwise than the lost one's did: the episode has to begin again."""
 
 
 class ActorEnv(MorphogenesisEnv):
@@ -99,26 +142,71 @@ class ActorEnv(MorphogenesisEnv):
         )
         self.ticket = Ticket(context.worker_index, 0, 0, 0)
         self._reporter = ProgressReporter(context["board"], context.worker_index)
+        kept = context["host_checkpoints"]
+        self._checkpoints = (
+            HostCheckpoints(Path(kept["folder"]), bytes.fromhex(kept["key"]), kept["every"]) if kept else None
+        )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts a fresh host as the present ticket says; `seed` is RLlib's and is not used."""
-        result = super().reset(seed=self.ticket.episode_seed, options={"grown": self.ticket.grown})
+        """Starts a fresh host as the present ticket says, or goes on with one that a lost actor left.
+
+        `seed` is RLlib's and is not used.
+        """
+        left = self._checkpoints.read(self.ticket) if self._checkpoints is not None else None
+        started = super().reset(seed=self.ticket.episode_seed, options={"grown": self.ticket.grown})
+        self._so_far = left or EpisodeSoFar(self.ticket, started)
+        self._shown = deque(left.steps if left is not None else ())
+        self._saved_epoch = 0
         self._seed_decision()
-        return result
+        start: tuple[Observation, dict[str, Any]] = self._so_far.start
+        return start
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Steps, reports, and seeds the next decision."""
-        result = super().step(action)
+        """Steps, reports, and seeds the next decision. What a lost actor left is shown again first.
+
+        Raises:
+            OtherDecisionError: the policy decides otherwise than it did then.
+        """
+        if self._shown:
+            then, shown = self._shown.popleft()
+            result: tuple[Observation, float, bool, bool, dict[str, Any]] = shown
+            if then != int(action):
+                raise OtherDecisionError
+            if not self._shown:
+                assert self._so_far.state is not None
+                self.restore(self._so_far.state)
+                self._saved_epoch = self.run.epoch
+            self._legal.mask = result[0]["action_mask"]
+        else:
+            result = super().step(action)
+            self._write_down(int(action), result)
         info = result[4]
         name = self.action_table.names[int(action)]
         self._reporter.report(info["epoch"], self.task.max_epochs, info["stage"], info["val_accuracy"], name)
-        self._seed_decision()
+        self._seed_decision(info["epoch"])
         return result
 
-    def _seed_decision(self) -> None:
-        torch.manual_seed(derive_seed(self.ticket.decision_seed, Stream.DECISION, self.run.epoch))
+    def _write_down(self, action: int, result: Any) -> None:
+        """Adds a step to what there is of the episode, and saves it when it is time."""
+        if self._checkpoints is None:
+            return
+        self._so_far.steps.append((action, result))
+        if self.run.is_over:
+            self._checkpoints.remove(self.ticket)
+        elif self.run.epoch - self._saved_epoch >= self._checkpoints.every and (state := self.state()) is not None:
+            self._so_far.state, self._saved_epoch = state, self.run.epoch
+            self._checkpoints.write(self._so_far)
+
+    def start_over(self) -> None:
+        """Forgets what a lost actor left of the present episode."""
+        assert self._checkpoints is not None
+        self._checkpoints.remove(self.ticket)
+
+    def _seed_decision(self, epoch: int | None = None) -> None:
+        epoch = self.run.epoch if epoch is None else epoch
+        torch.manual_seed(derive_seed(self.ticket.decision_seed, Stream.DECISION, epoch))
 
 
 class EpisodeRunner(SingleAgentEnvRunner):
@@ -128,16 +216,33 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Returns the names of the actions on this actor's device."""
         return self._host_env().action_table.names
 
-    def play(self, ticket: Ticket, keep_from: float) -> PlayedEpisode:
-        """Plays one episode with the present weights, sampling the actions.
+    def take_seat(self) -> Seat:
+        """Says where this actor sits, trains a host for two epochs and times the second."""
+        env = self._host_env()
+        seconds = env.time_epoch()
+        memory = psutil.Process().memory_full_info()
+        return Seat(
+            self.worker_index, socket.gethostname(), str(env.device), seconds, getattr(memory, "pss", memory.rss)
+        )
+
+    def play(self, ticket: Ticket, keep_from: float, weights: Weights) -> PlayedEpisode:
+        """Plays one episode, sampling the actions.
 
         Args:
             ticket: which episode.
             keep_from: return what was grown if its kept validation accuracy is at least this, percent.
+            weights: of the policy, for the whole episode. Whatever a restarted actor has, it plays with these.
         """
         try:
+            if getattr(self, "_weights_version", None) != weights.version:
+                self.set_state(weights.state)
+                self._weights_version = weights.version
             self._host_env().ticket = ticket
-            (rollout,) = self.sample(num_episodes=1)
+            try:
+                (rollout,) = self.sample(num_episodes=1)
+            except OtherDecisionError:
+                self._host_env().start_over()
+                (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")
             return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_from), self.get_metrics())
         except Exception:

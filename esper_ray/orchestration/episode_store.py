@@ -13,7 +13,7 @@ from typing_extensions import Self
 from esper_ray.episode import Policy
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.run_folder import require_writable, write_json
 from esper_ray.orchestration.tickets import FinishedEpisode, spread
 
@@ -158,7 +158,7 @@ def require_store(folder: Path) -> None:
 
 def play_missing(
     store: EpisodeStore,
-    algorithm: EpisodePPO,
+    algorithm: EpisodeAlgorithm,
     name: str,
     policy: Policy,
     seeds: Sequence[int],

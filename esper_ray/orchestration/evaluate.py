@@ -23,7 +23,8 @@ from esper_ray.orchestration.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, prepare_data
 
-_POLICY_CODE = ("policies", "orchestration/learned_policy.py", "orchestration/rl_module.py")
+_ROOM = "orchestration"
+_POLICY_CODE = ("policies", *(f"{_ROOM}/{name}.py" for name in ("learned_policy", "policy_network", "rl_module")))
 """Parts of the package that a decision follows from."""
 
 

@@ -11,6 +11,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from torch import Tensor
 
+from esper_ray.orchestration.policy_network import initial_state
+
 _NO_EXPLAINED_VARIANCE = 0.05
 _COLLAPSED_ENTROPY = 0.01
 _LARGE_KL = 0.2
@@ -41,6 +43,7 @@ class UpdateWatch:
         self._module = module
         self._clip = clip
         self._batch = _as_batch(rollouts)
+        self._lengths = [len(rollout) for rollout in rollouts]
         self._before, values = self._look()
         self._targets = np.concatenate(
             [
@@ -86,10 +89,20 @@ class UpdateWatch:
         """Returns the log-probabilities of the actions (N, A) and the values (N,), on the CPU."""
         device = next(iter(self._module.parameters())).device
         moved = {name: value.to(device) for name, value in self._batch[Columns.OBS].items()}
-        outputs = self._module.forward_train({Columns.OBS: moved})
-        values = self._module.compute_values({Columns.OBS: moved})
-        log_probabilities = outputs[Columns.ACTION_DIST_INPUTS].log_softmax(dim=1)
-        return log_probabilities.cpu(), values.cpu().numpy()
+        if self._module.is_stateful():
+            episodes = zip(*(value.split(self._lengths) for value in moved.values()), strict=True)
+            seen = [self._forward(dict(zip(moved, (v[None] for v in of_one), strict=True))) for of_one in episodes]
+            logits, values = (torch.cat([part[0] for part in parts]) for parts in zip(*seen, strict=True))
+        else:
+            logits, values = self._forward(moved)
+        return logits.log_softmax(dim=1).cpu(), values.cpu().numpy()
+
+    def _forward(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns the action logits and the values of a batch; of one whole episode, (1, T, …), if recurrent."""
+        batch: dict[str, Any] = {Columns.OBS: observations}
+        if self._module.is_stateful():
+            batch[Columns.STATE_IN] = initial_state(self._module, 1)
+        return self._module.forward_train(batch)[Columns.ACTION_DIST_INPUTS], self._module.compute_values(batch)
 
 
 def value_targets(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper_ray.episode import ActionTable, EpisodeRecord
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.kept_hosts import KeptHosts
 from esper_ray.orchestration.metrics import episode_metrics, mean_with_error
@@ -23,13 +23,14 @@ class HeuristicResult:
     Attributes:
         records: of the episodes that were played to their end, by runner and number.
         means: their row of metrics.jsonl; empty if there are none.
+        losses: actors that were lost and replaced, by cause, see `dispatch.CAUSES`.
         interrupted: the run was ended before its last episode.
     """
 
     plan: RunPlan
     records: list[EpisodeRecord] = field(default_factory=list)
     means: Mapping[str, Any] = field(default_factory=dict)
-    actors_lost: int = 0
+    losses: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -58,7 +59,7 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
         finally:
             board.close()
             result.seconds = time.monotonic() - started
-            result.actors_lost = algorithm.actors_lost
+            result.losses = algorithm.losses
             result.records = [finished[number] for number in sorted(finished)]
             _write_means(folder, result)
     return result
@@ -67,13 +68,13 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
 def _play(
     config: HeuristicConfig,
     plan: RunPlan,
-    algorithm: EpisodePPO,
+    algorithm: EpisodeAlgorithm,
     folder: RunFolder,
     observer: RunObserver,
     finished: dict[int, EpisodeRecord],
 ) -> None:
     """Plays the episodes; writes each down as it ends and enters it in `finished` under its number in the run."""
-    tickets = assign(plan.episodes, plan.placement.runners, 0, config.seed)
+    tickets = assign(plan.episodes, plan.placement.players, 0, config.seed)
     numbers = {ticket: number for number, ticket in enumerate(tickets, start=1)}
     kept = KeptHosts(folder.hosts, config.keep_hosts)
     algorithm.keep_from = kept.threshold
@@ -98,7 +99,7 @@ def _write_means(folder: RunFolder, result: HeuristicResult) -> None:
     summary = {
         "episodes": episodes,
         "kept_val_accuracy": result.kept_val_accuracy if episodes else None,
-        "actors_lost": result.actors_lost,
+        "actors_lost": result.losses,
         "seconds": result.seconds,
         "interrupted": result.interrupted,
     }

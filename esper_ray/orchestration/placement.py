@@ -22,7 +22,7 @@ class Placement:
     """How many actors run, and on what.
 
     Attributes:
-        runners: number of actors.
+        runners: number of actors; 0: this process plays the part of one.
         cpus_per_runner: CPUs of each; torch uses as many threads, at least one.
         gpus_per_runner: share of a GPU of each; 0 on the CPU.
     """
@@ -30,6 +30,11 @@ class Placement:
     runners: int
     cpus_per_runner: float
     gpus_per_runner: float
+
+    @property
+    def players(self) -> int:
+        """How many play at a time: the actors, or without any this process alone."""
+        return max(1, self.runners)
 
     @property
     def device_kind(self) -> str:
@@ -41,13 +46,19 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
     """Decides where the actors of a run go on the present cluster.
 
     Args:
-        runners: actors asked for; None: as many as there are CPUs, at most one per episode.
+        runners: actors asked for; None: as many as there are CPUs, at most one per episode; 0: none, see `Placement`.
         episodes: episodes per iteration.
         device: what the user asked for.
 
     Raises:
         PlacementError: they do not fit; the message says the largest number that does.
     """
+    if runners == 0:
+        if device == "cuda":
+            raise PlacementError(
+                "--runners 0 plays in this process, to which Ray gives no GPU; leave out --device cuda"
+            )
+        return Placement(0, 1, 0.0)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = _use_gpus(device, int(sum(node.get("GPU", 0) for node in nodes)))
     if use_gpu:

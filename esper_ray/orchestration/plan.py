@@ -18,14 +18,16 @@ from ray.exceptions import RayError
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.algorithm import EpisodePPO, build_config
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.cluster import ray_for
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.interrupts import interrupts_raise
+from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement, place
+from esper_ray.orchestration.preflight import Preflight, check
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
-from esper_ray.orchestration.run_folder import require_usable
+from esper_ray.orchestration.run_folder import require_usable, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
 
@@ -41,6 +43,7 @@ class RunPlan:
     """A run, resolved: nothing is left to a default.
 
     Attributes:
+        preflight: where the actors sit and how fast they are.
         episodes: per learner update, or in all if nothing learns.
         action_names: as the actors have them on their devices.
     """
@@ -48,6 +51,7 @@ class RunPlan:
     config: RunConfig
     task: TaskSpec
     placement: Placement
+    preflight: Preflight
     episodes: int
     action_names: tuple[str, ...]
     out: Path
@@ -62,6 +66,18 @@ class RunPlan:
         """Episodes that never grow a seed, played first for comparison."""
         asked = self.config.wait_only_episodes
         return self.episodes if asked is None else asked
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        every = getattr(self.config, "evaluate_every", 0)
+        return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run, by the preflight; what the learner takes between iterations is not in it."""
+        each = self.preflight.seconds_for
+        return each(self.wait_only_episodes) + self.iterations * each(self.episodes) + each(self.evaluation_episodes)
 
     @property
     def observation_names(self) -> tuple[str, ...]:
@@ -100,8 +116,14 @@ class RunObserver(Protocol):
 
 
 @contextmanager
-def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+def started_run(
+    config: TrainConfig | HeuristicConfig, resumed: bool = False
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+
+    Args:
+        config: what was asked for.
+        resumed: its folder holds the run already, which goes on.
 
     Raises:
         EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
@@ -112,16 +134,21 @@ def started_run(config: TrainConfig | HeuristicConfig) -> Iterator[tuple[RunPlan
     task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
     name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
     out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    require_usable(out, config.overwrite)
+    if resumed:
+        require_writable(out)
+    else:
+        require_usable(out, config.overwrite)
     with started_actors(config, task, out) as started:
         yield started
 
 
 @contextmanager
-def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+def started_actors(
+    config: RunConfig, task: TaskSpec, out: Path
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
     require_playable(task, config.data_dir)
-    with local_ray(plugins=config.plugin), interrupts_raise():
+    with ray_for(getattr(config, "address", None), config.plugin), interrupts_raise():
         placement = place(config.runners, episodes_of(config, task), config.device)
         with built_actors(config, task, out, placement) as built:
             yield built
@@ -130,7 +157,7 @@ def started_actors(config: RunConfig, task: TaskSpec, out: Path) -> Iterator[tup
 @contextmanager
 def built_actors(
     config: RunConfig, task: TaskSpec, out: Path, placement: Placement
-) -> Iterator[tuple[RunPlan, EpisodePPO, BoardReader]]:
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Builds the actors where `placement` says, on the Ray that runs, and ends them afterwards.
 
     Raises:
@@ -141,7 +168,8 @@ def built_actors(
     board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
     try:
         with _algorithm(config, task, placement, episodes, board_name) as algorithm:
-            yield RunPlan(config, task, placement, episodes, algorithm.action_names(), out), algorithm, board
+            preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
+            yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
     finally:
         board.close()
 
@@ -168,7 +196,7 @@ def episodes_of(config: RunConfig, task: TaskSpec) -> int:
 @contextmanager
 def _algorithm(
     config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
-) -> Iterator[EpisodePPO]:
+) -> Iterator[EpisodeAlgorithm]:
     actor = ActorSettings(
         task,
         data_dir=with_absolute_data_dir(config).data_dir,
@@ -177,17 +205,10 @@ def _algorithm(
         host_pool=config.host_pool,
         skip_forced_waits=config.skip_forced_waits,
     )
-    rllib_config = build_config(
-        actor,
-        config.ppo,
-        placement,
-        iterations=config.iterations,
-        episodes_per_iteration=episodes,
-        seed=config.seed,
-    )
+    learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
     torch.set_num_threads(1)
     try:
-        algorithm = EpisodePPO(config=rllib_config)
+        algorithm = build_algorithm(actor, learning, placement)
     except RayError as error:
         raise EpisodeFailedError(f"the actors could not be built: {error}") from error
     try:

@@ -1,10 +1,12 @@
-"""The policy network: RLlib's default PPO module behind an action mask."""
+"""The policy networks: RLlib's default modules behind an action mask."""
 
 from typing import Any
 
 import gymnasium as gym
+from ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module import DefaultAPPOTorchRLModule
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS
 from ray.rllib.utils.torch_utils import FLOAT_MIN
 from torch import Tensor
 
@@ -27,9 +29,27 @@ class MaskedPPOTorchRLModule(DefaultPPOTorchRLModule):
         return _masked(super()._forward_train(_inner(batch), **kwargs), batch)
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
-        """Returns the value of each step, (N,)."""
+        """Returns the value of each step, of the batch's shape: (N,) or, for a recurrent network, (B, T)."""
         values: Tensor = super().compute_values(_inner(batch), embeddings)
         return values
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Returns the parts that an actor does not need. A recurrent one needs all: it records the critic's states."""
+        return [] if self.is_stateful() else super().get_non_inference_attributes()
+
+
+class MaskedAPPOTorchRLModule(MaskedPPOTorchRLModule, DefaultAPPOTorchRLModule):
+    """The same for APPO, whose target network is masked as well. Actors have no target network."""
+
+    def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Returns the target network's action distribution."""
+        outputs = super().forward_target(_inner(batch))
+        return _masked(outputs, batch, TARGET_NETWORK_ACTION_DIST_INPUTS)
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """Returns the parts that an actor does not need."""
+        targets = ["_old_encoder", "_old_pi"]
+        return targets if self.is_stateful() else super().get_non_inference_attributes()
 
 
 def _inner(batch: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +57,7 @@ def _inner(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, Columns.OBS: batch[Columns.OBS]["observations"]}
 
 
-def _masked(outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+def _masked(outputs: dict[str, Any], batch: dict[str, Any], column: str = Columns.ACTION_DIST_INPUTS) -> dict[str, Any]:
     forbidden = batch[Columns.OBS]["action_mask"] == 0
-    outputs[Columns.ACTION_DIST_INPUTS] = outputs[Columns.ACTION_DIST_INPUTS].masked_fill(forbidden, FLOAT_MIN)
+    outputs[column] = outputs[column].masked_fill(forbidden, FLOAT_MIN)
     return outputs

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
+from safetensors import SafetensorError
 from tensorboardX import SummaryWriter
 from typing_extensions import Self
 
@@ -25,6 +26,8 @@ HOSTS = "hosts"
 EXPORTS = "exports"
 HELD_OUT = "held_out"
 _EVENTS = "events.out.tfevents.*"
+_ALWAYS_KEPT = 2
+"""Checkpoints: the last one, and one more should it be damaged."""
 
 
 def require_usable(path: Path, overwrite: bool) -> None:
@@ -131,13 +134,34 @@ def replace_file(path: Path, text: str) -> None:
     partial.rename(path)
 
 
+def checkpoints_of(path: Path) -> list[Path]:
+    """Returns the checkpoints of the run at `path`, in the order of their iterations."""
+    return sorted((path / _CHECKPOINTS).glob("iteration_*"), key=iteration_of)
+
+
+def iteration_of(checkpoint: Path) -> int:
+    """Returns the iteration of a checkpoint, by the name of its folder."""
+    return int(checkpoint.name.removeprefix("iteration_"))
+
+
+def _flush(folder: Path) -> None:
+    """Has everything in a folder on the disk, so that a rename after it never comes before its content."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 class RunFolder:
     """Writes one run. Use it as a context manager.
 
     Args:
         path: as checked by `require_usable`.
         config: everything that the run follows from.
-        keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go.
+        keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go;
+            None: begin a new one.
         keep_policies: its checkpoints and hosts stay as well.
 
     Raises:
@@ -145,12 +169,12 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], keep_iterations: int = 0, keep_policies: bool = True
+        self, path: Path, config: Mapping[str, Any], keep_iterations: int | None = None, keep_policies: bool = True
     ) -> None:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if keep_iterations == 0:
+            if keep_iterations is None:
                 self._remove_old_run()
             else:
                 self._keep(keep_iterations, keep_policies)
@@ -160,7 +184,7 @@ class RunFolder:
             self._episodes = (path / _EPISODES).open("a")
         except OSError as error:
             raise RunFolderError(f"--out {path} cannot be written: {error.strerror}; name another folder") from error
-        self._events = SummaryWriter(str(path), purge_step=keep_iterations + 1)
+        self._events = SummaryWriter(str(path), purge_step=(keep_iterations or 0) + 1)
 
     def _remove_old_run(self) -> None:
         for name in (_CONFIG, METRICS_FILE, _EPISODES, _SUMMARY):
@@ -180,8 +204,8 @@ class RunFolder:
             replace_file(file, "".join(kept))
         for half in (self.path / _CHECKPOINTS).glob(".writing-*"):
             shutil.rmtree(half)
-        for checkpoint in (self.path / _CHECKPOINTS).glob("iteration_*"):
-            if not policies or int(checkpoint.name.removeprefix("iteration_")) > iterations:
+        for checkpoint in self.checkpoints():
+            if not policies or iteration_of(checkpoint) > iterations:
                 shutil.rmtree(checkpoint)
         if not policies:
             shutil.rmtree(self.path / HOSTS, ignore_errors=True)
@@ -195,35 +219,65 @@ class RunFolder:
         """Appends a row to episodes.jsonl. Both numbers count from 1, `number` over the whole run."""
         ticket = episode.ticket
         place = {"episode": number, "iteration": iteration, "runner": ticket.runner, "number": ticket.number}
-        self._episodes.write(json.dumps(place | episode.record.as_row()) + "\n")
-        self._episodes.flush()
+        self._append(self._episodes, place | episode.record.as_row())
 
     def add_iteration(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl, and its numbers to the TensorBoard events."""
         clean = json_safe(dict(row))
-        self._metrics.write(json.dumps(clean) + "\n")
-        self._metrics.flush()
+        self._append(self._metrics, clean)
         for name, value in flat(clean):
             self._events.add_scalar(name, value, row["iteration"])
         self._events.flush()
+
+    def _append(self, file: TextIO, row: Mapping[str, Any]) -> None:
+        try:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        except OSError as error:
+            raise RunFolderError(
+                f"{file.name} cannot be written: {error.strerror}; mend that, then go on with --resume {self.path}"
+            ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json."""
         write_json(self.path / _SUMMARY, summary)
 
-    def save_checkpoint(self, iteration: int, save: Callable[[str], Any]) -> Path:
-        """Writes a checkpoint under a temporary name with `save(path)`, then renames it, so none is ever half there."""
+    def save_checkpoint(self, iteration: int, save: Callable[[Path], Any], keep_every: int = 1) -> Path:
+        """Writes a checkpoint under a temporary name with `save(folder)`, then renames it: none is ever half there.
+
+        Args:
+            iteration: of the checkpoint.
+            save: writes it into a folder.
+            keep_every: the two last ones stay, and those of every so many iterations.
+
+        Raises:
+            RunFolderError: it could not be written, as on a full disk; the earlier ones are as they were.
+        """
         final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
-        if final.exists():
-            return final
-        temporary = tempfile.mkdtemp(prefix=".writing-", dir=final.parent)
-        try:
-            save(str(Path(temporary).absolute()))
-            Path(temporary).rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        if not final.exists():
+            try:
+                temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=final.parent))
+                try:
+                    save(temporary.absolute())
+                    _flush(temporary)
+                    temporary.rename(final)
+                except BaseException:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    raise
+            except (OSError, SafetensorError) as error:
+                there = self.checkpoints()
+                rest = f"the last one is {there[-1].name}" if there else "there is none yet"
+                raise RunFolderError(
+                    f"the checkpoint of iteration {iteration} could not be written: {error}; {rest}"
+                ) from error
+        for earlier in self.checkpoints()[:-_ALWAYS_KEPT]:
+            if iteration_of(earlier) % keep_every:
+                shutil.rmtree(earlier, ignore_errors=True)
         return final
+
+    def checkpoints(self) -> list[Path]:
+        """Returns the checkpoints that are there."""
+        return checkpoints_of(self.path)
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """What a training run came to so far."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from esper_ray.episode import EpisodeRecord
 from esper_ray.orchestration.metrics import mean_with_error
 from esper_ray.orchestration.plan import RunPlan
 
+_TALLY = "tally.json"
 LAST_SHARE = 0.2
 """Share of a run, counted from its end, that its result is measured on."""
 
@@ -25,6 +27,7 @@ class RunTally:
         forced_epochs: host epochs before the first real choice of an episode; `taken_over_epochs` of them were not
             trained, because the host pool had them.
         seconds: wall time of the iterations.
+        losses: actors that were lost and replaced, by cause, see `dispatch.CAUSES`.
     """
 
     wait_only: list[float] = field(default_factory=list)
@@ -35,6 +38,7 @@ class RunTally:
     forced_epochs: int = 0
     taken_over_epochs: int = 0
     seconds: float = 0.0
+    losses: dict[str, int] = field(default_factory=dict)
 
     def add(self, records: Sequence[EpisodeRecord], reaching: Mapping[str, int]) -> None:
         """Adds an iteration's episodes; `reaching` says how many were in each stage."""
@@ -51,6 +55,16 @@ class RunTally:
         return asdict(self)
 
 
+def write_tally(folder: Path, tally: RunTally) -> None:
+    """Writes it into a checkpoint, to the last digit."""
+    (folder / _TALLY).write_text(json.dumps(tally.as_dict()) + "\n")
+
+
+def read_tally(folder: Path) -> RunTally:
+    """Returns what a run had come to at a checkpoint whose files were checked (`read_facts`)."""
+    return RunTally(**json.loads((folder / _TALLY).read_text()))
+
+
 @dataclass
 class RunResult:
     """What a run came to.
@@ -65,7 +79,6 @@ class RunResult:
     plan: RunPlan
     tally: RunTally = field(default_factory=RunTally)
     checkpoint: Path | None = None
-    actors_lost: int = 0
     iterations: int = 0
     seconds: float = 0.0
     interrupted: bool = False
@@ -100,7 +113,7 @@ class RunResult:
             "host_epochs": tally.host_epochs,
             "host_epochs_before_first_choice": tally.forced_epochs,
             "host_epochs_taken_over": tally.taken_over_epochs,
-            "actors_lost": self.actors_lost,
+            "actors_lost": tally.losses,
             "seconds": self.seconds,
             "interrupted": self.interrupted,
             "complete": self.iterations == self.plan.iterations,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from esper_ray.episode import ActionTable, Policy
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.episode_store import EpisodeStore, play_missing
 from esper_ray.policies import SchedulePolicy, WaitPolicy
 from esper_ray.tasks import TaskSpec
@@ -83,7 +83,7 @@ def candidates(task: TaskSpec, actions: ActionTable) -> list[Schedule]:
 
 def search_schedule(
     store: EpisodeStore,
-    algorithm: EpisodePPO,
+    algorithm: EpisodeAlgorithm,
     task: TaskSpec,
     actions: ActionTable,
     seeds: Sequence[int],

@@ -49,13 +49,15 @@ def assign(
         host_pool: draw the host seeds from this many; None: each episode has a host seed of its own.
     """
     rows = -(-episodes // runners)
-    tickets = []
-    for i in range(episodes):
-        runner, number = 1 + i % runners, round_number * rows + i // runners
-        seed = derive_seed(base_seed, Stream.EPISODE, runner, number)
-        host_seed = seed if host_pool is None else derive_seed(base_seed, Stream.HOST_POOL, seed % host_pool)
-        tickets.append(Ticket(runner, number, host_seed, seed))
-    return sorted(tickets)
+    places = ((1 + i % runners, round_number * rows + i // runners) for i in range(episodes))
+    return sorted(assign_number(runner, number, base_seed, host_pool) for runner, number in places)
+
+
+def assign_number(runner: int, number: int, base_seed: int, host_pool: int | None = None) -> Ticket:
+    """Returns the ticket of an actor's episode `number`; arguments as of `assign`."""
+    seed = derive_seed(base_seed, Stream.EPISODE, runner, number)
+    host_seed = seed if host_pool is None else derive_seed(base_seed, Stream.HOST_POOL, seed % host_pool)
+    return Ticket(runner, number, host_seed, seed)
 
 
 def spread(seeds: Sequence[int], runners: int, grown: Sequence[str | None] | None = None) -> list[Ticket]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from esper_ray.orchestration.algorithm import EpisodePPO
+from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.checkpoint import CheckpointFacts, present_versions, write_facts
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.health import warnings_of
@@ -17,7 +18,7 @@ from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.plan import RunObserver, RunPlan
 from esper_ray.orchestration.run_folder import RunFolder
-from esper_ray.orchestration.run_result import RunResult, RunTally
+from esper_ray.orchestration.run_result import RunResult, RunTally, write_tally
 from esper_ray.orchestration.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.policies import WaitPolicy
 from esper_ray.seeding import Stream, derive_seed
@@ -41,7 +42,7 @@ class TrainingRun:
         observer: sees every iteration.
     """
 
-    def __init__(self, plan: RunPlan, algorithm: EpisodePPO, folder: RunFolder, observer: RunObserver) -> None:
+    def __init__(self, plan: RunPlan, algorithm: EpisodeAlgorithm, folder: RunFolder, observer: RunObserver) -> None:
         assert isinstance(plan.config, TrainConfig)
         self.config = plan.config
         self.result = RunResult(plan)
@@ -50,6 +51,7 @@ class TrainingRun:
         self._folder = folder
         self._observer = observer
         self._kept = KeptHosts(folder.hosts, self.config.keep_hosts)
+        self._losses_before: dict[str, int] = {}
 
     @property
     def iteration(self) -> int:
@@ -64,6 +66,7 @@ class TrainingRun:
     def take_up(self, tally: RunTally) -> None:
         """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
         self.result.tally = tally
+        self._losses_before = tally.losses
         self._kept.take_up(tally.trained)
 
     def play_wait_only(self) -> None:
@@ -72,7 +75,7 @@ class TrainingRun:
         if total == 0:
             return
         base_seed = derive_seed(self.config.seed, Stream.WAIT_ONLY)
-        tickets = assign(total, min(self._plan.placement.runners, total), 0, base_seed)
+        tickets = assign(total, min(self._plan.placement.players, total), 0, base_seed)
         done = 0
 
         def count(_episode: FinishedEpisode) -> None:
@@ -82,6 +85,7 @@ class TrainingRun:
 
         played = self.algorithm.play_scripted(tickets, WaitPolicy(), count)
         self.result.tally.wait_only = [episode.record.kept_val_accuracy for episode in played]
+        self.save()
 
     def iterate(self) -> dict[str, Any]:
         """Plays an iteration's episodes, updates the policy, and returns the row of metrics.jsonl.
@@ -99,10 +103,12 @@ class TrainingRun:
                     row["evaluation"] = self._evaluate()
             finally:  # the iteration counts, whether its evaluation was interrupted or not
                 self.result.tally.seconds += time.monotonic() - started
-                self._folder.add_iteration(row)
-                self._observer.on_iteration(row)
-                if self.iteration % self.config.checkpoint_every == 0:
+                self._folder.add_iteration(row)  # before the checkpoint: a row too many can be dropped, none made up
+                try:
                     self.save()
+                except RunFolderError as error:
+                    row["warnings"].append(str(error))
+                self._observer.on_iteration(row)
         return row
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class TrainingRun:
         seconds = time.monotonic() - started
         means = episode_metrics(records, self._plan.action_names)
         tally.add(records, means["episodes_reaching"])
+        tally.losses = {cause: count + self._losses_before.get(cause, 0) for cause, count in algorithm.losses.items()}
         learner = learner_metrics(rllib_result) | algorithm.learner_figures
         return {
             "iteration": iteration,
@@ -124,7 +131,7 @@ class TrainingRun:
             **means,
             "learner": learner,
             "warnings": warnings_of(learner, iteration, self._plan.iterations),
-            "actors_lost": algorithm.actors_lost,
+            "actors_lost": tally.losses,
         }
 
     def _evaluate(self) -> dict[str, Any]:
@@ -133,7 +140,7 @@ class TrainingRun:
         seeds = development_seeds(self.config.evaluation_episodes)
         training = algorithm.training_seeds(self._plan.iterations)
         assert not set(seeds) & training, "held-out seeds must not occur in training"
-        tickets = spread(seeds, min(self._plan.placement.runners, len(seeds)))
+        tickets = spread(seeds, min(self._plan.placement.players, len(seeds)))
         algorithm.keep_from = inf
         found: dict[str, Any] = {"episodes": len(seeds)}
         for way in ("sampled", "greedy"):
@@ -148,14 +155,18 @@ class TrainingRun:
         return found
 
     def save(self) -> Path:
-        """Writes a checkpoint of the present iteration into the run folder, unless it is there, and returns it."""
+        """Writes a checkpoint of the present iteration into the run folder, unless it is there, and returns it.
+
+        Raises:
+            RunFolderError: it could not be written; the earlier ones are as they were.
+        """
         facts = CheckpointFacts(
             versions=present_versions(),
             task=self._plan.task.model_dump(mode="json"),
             actions=self._plan.action_names,
             observation=self._plan.observation_names,
             seed=self.config.seed,
-            runners=self._plan.placement.runners,
+            runners=self._plan.placement.players,
             episodes_per_iteration=self._plan.episodes,
             host_pool=self.config.host_pool,
             iteration=self.iteration,
@@ -163,16 +174,16 @@ class TrainingRun:
             plugins=self.config.plugin,
         )
 
-        def save(path: str) -> None:
-            self.algorithm.save_to_path(path)
-            write_facts(Path(path), facts)
+        def save(folder: Path) -> None:
+            self.algorithm.write_checkpoint(folder)
+            write_tally(folder, self.result.tally)
+            write_facts(folder, facts)
 
-        return self._folder.save_checkpoint(self.iteration, save)
+        return self._folder.save_checkpoint(self.iteration, save, self.config.checkpoint_every)
 
     def finish(self, seconds: float) -> RunResult:
         """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time."""
         self.result.iterations = self.iteration
-        self.result.actors_lost = self.algorithm.actors_lost
         self.result.checkpoint = self.save()
         self.result.seconds = seconds
         self._folder.write_summary(self.result.as_dict())

@@ -92,7 +92,9 @@ class Trial(tune.Trainable):
         """Writes learner, optimizer, counters and the run's tally."""
         tally: dict[str, Any] = {}
         if self._run is not None:  # else it only reports what was played before
-            self._run.algorithm.save_to_path(str(Path(checkpoint_dir) / _POLICY))
+            folder = Path(checkpoint_dir) / _POLICY
+            folder.mkdir()
+            self._run.algorithm.write_checkpoint(folder)
             tally = self._run.result.tally.as_dict()
         state = {"trial": self._path.name, "seconds": self._seconds, "tally": tally}
         (Path(checkpoint_dir) / _STATE).write_text(json.dumps(state))
@@ -128,7 +130,8 @@ class Trial(tune.Trainable):
             self._seconds = state["seconds"]
         own = state.get("trial") == self._path.name
         described = {**plan.as_dict(), "setting": self._setting}
-        folder = RunFolder(self._path, described, keep_iterations=algorithm.iteration, keep_policies=own)
+        kept = algorithm.iteration if checkpoint is not None else None
+        folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
         if checkpoint is None:
             self._run.play_wait_only()

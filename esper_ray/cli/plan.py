@@ -1,0 +1,40 @@
+"""`esper-ray plan`: what a training run will need."""
+
+from collections import Counter
+from datetime import timedelta
+
+from esper_ray.orchestration.config import PlanConfig
+from esper_ray.orchestration.plan import RunPlan, started_run
+
+
+def run_plan(config: PlanConfig) -> int:
+    """Builds the actors, times an epoch, prints what follows, and returns the exit code. Nothing is written."""
+    with started_run(config) as (plan, _algorithm, _board):
+        lines = described(plan)
+    print("\n".join(lines))
+    return 0
+
+
+def described(plan: RunPlan) -> list[str]:
+    """Returns the plan in words and numbers, a line each."""
+    found, placement = plan.preflight, plan.placement
+    places = Counter((seat.node, seat.device) for seat in found.seats)
+    share = f" and {placement.gpus_per_runner:.3g} of a GPU" if placement.gpus_per_runner else ""
+    what = f"{placement.cpus_per_runner:g} CPU{share} each" if placement.runners else "in this process"
+    lines = [f"{plan.task.name}: {placement.players} at a time, {what}"]
+    lines += [f"  {count} on {node}, {device}" for (node, device), count in places.items()]
+    slowest = max(seat.epoch_seconds for seat in found.seats)
+    lines += [
+        f"A host epoch took {slowest:.3g} s on the slowest; one with a seed takes longer.",
+        f"An episode of {found.epochs} epochs: {_span(found.episode_seconds)}.",
+        f"An iteration of {plan.episodes} episodes: {_span(found.seconds_for(plan.episodes))}.",
+        f"The run of {plan.iterations} iterations, {plan.wait_only_episodes} wait-only and "
+        f"{plan.evaluation_episodes} evaluation episodes: {_span(plan.seconds)}.",
+        f"An actor that needs more than {_span(found.timeout_seconds)} for an episode is replaced.",
+        f"Memory: {found.memory / 1e6:,.0f} MB, {max(seat.memory for seat in found.seats) / 1e6:,.0f} MB the largest.",
+    ]
+    return lines
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

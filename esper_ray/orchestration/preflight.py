@@ -1,0 +1,65 @@
+"""What a run will need before it begins: a real epoch is timed on every actor, and the rest follows."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from ray.exceptions import RayError
+
+from esper_ray.errors import EpisodeFailedError
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.env_runner import Seat
+
+_TIMEOUT_MARGIN = 10.0
+"""Epochs with a large seed, a twin of the reward and a loaded machine all make an episode longer than was measured."""
+_SHORTEST_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Where the actors sit, and what an epoch takes there.
+
+    Attributes:
+        seats: of the actors, or of this process without any.
+        epochs: of an episode.
+        timeout_seconds: after which an actor that has not finished its episode is replaced.
+    """
+
+    seats: tuple[Seat, ...]
+    epochs: int
+    timeout_seconds: float
+
+    @property
+    def episode_seconds(self) -> float:
+        """Wall time of an episode on the slowest actor, by epochs without a seed; those with one take longer."""
+        return self.epochs * max(seat.epoch_seconds for seat in self.seats)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all actors."""
+        return sum(seat.memory for seat in self.seats)
+
+    def seconds_for(self, episodes: int) -> float:
+        """Returns the wall time of so many episodes, shared out over the actors."""
+        return ceil(episodes / len(self.seats)) * self.episode_seconds
+
+
+def check(algorithm: EpisodeAlgorithm, epochs: int, timeout_seconds: float | None) -> Preflight:
+    """Times a real epoch on every actor at the same time, and holds the actors to the timeout that follows.
+
+    Args:
+        algorithm: the actors.
+        epochs: of an episode.
+        timeout_seconds: asked for; None: it follows from the epoch.
+
+    Raises:
+        EpisodeFailedError: an actor cannot train an epoch.
+    """
+    try:
+        seats = tuple(algorithm.ask_all("take_seat"))
+    except RayError as error:
+        raise EpisodeFailedError(f"an actor cannot train an epoch: {error}") from error
+    measured = max(_SHORTEST_TIMEOUT, _TIMEOUT_MARGIN * epochs * max(seat.epoch_seconds for seat in seats))
+    found = Preflight(seats, epochs, timeout_seconds or measured)
+    if algorithm.dispatcher is not None:
+        algorithm.dispatcher.timeout_s = found.timeout_seconds
+    return found

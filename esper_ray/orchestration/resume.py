@@ -1,0 +1,107 @@
+"""Going on with a run that ended before its time, and beginning one with the policy of another."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from esper_ray.errors import CheckpointError, ConfigurationError, RunFolderError
+from esper_ray.orchestration.checkpoint import CheckpointFacts, read_facts, require_same_spaces
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.plan import RunPlan
+from esper_ray.orchestration.run_folder import checkpoints_of, has_ended, read_config
+from esper_ray.orchestration.run_result import RunTally, read_tally
+from esper_ray.orchestration.training_run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+_WITH_RESUME = {"resume", "address", "logger"}
+"""What may be said beside --resume: where to go on, not with what."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run is taken up.
+
+    Attributes:
+        config: of the run, with the folder that it is in and the number of actors that it has.
+        checkpoint: the last good one; None if the run has to begin again, because it ended before the first.
+        tally: what it had come to.
+        damaged: why later checkpoints were passed over, one line each.
+    """
+
+    config: TrainConfig
+    checkpoint: Path | None
+    tally: RunTally
+    damaged: tuple[str, ...]
+
+    @property
+    def iteration(self) -> int | None:
+        """Iterations that are over; None if the run has to begin again."""
+        return read_facts(self.checkpoint).iteration if self.checkpoint is not None else None
+
+
+def find_resumption(asked: TrainConfig) -> Resumption:
+    """Finds out how to go on with the run that `asked.resume` names, without changing anything.
+
+    Raises:
+        ConfigurationError: something was asked for that the run has decided already.
+        RunFolderError: it is no training run, or it is over.
+    """
+    assert asked.resume is not None
+    run = asked.resume
+    for name, value in asked:
+        if name not in _WITH_RESUME and value != TrainConfig.model_fields[name].get_default(call_default_factory=True):
+            raise ConfigurationError(
+                f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
+                f"a new one can begin with its policy: --from-checkpoint {run}/checkpoints/iteration_N"
+            )
+    stored = read_config(run)
+    command = dict(stored["command"])
+    if command.pop("name") != "train":
+        raise RunFolderError(f"{run} is no training run: only those can be resumed")
+    if has_ended(run):
+        raise RunFolderError(f"the run in {run} is over, after all {stored['iterations']} iterations")
+    try:
+        config = TrainConfig.model_validate(command)
+    except ValidationError as error:
+        raise RunFolderError(f"{run} was written by another version of esper_ray: {error.errors()[0]['msg']}") from None
+    update = {"out": run, "runners": stored["runners"], "address": asked.address, "config": None}
+    update |= {"logger": asked.logger or config.logger}
+    damaged = []
+    for checkpoint in reversed(checkpoints_of(run)):
+        try:
+            read_facts(checkpoint)
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            return Resumption(config.model_copy(update=update), checkpoint, read_tally(checkpoint), tuple(damaged))
+    return Resumption(config.model_copy(update=update), None, RunTally(), tuple(damaged))
+
+
+def take_up(run: TrainingRun, resumption: Resumption) -> None:
+    """Puts a training run to where it was at the checkpoint."""
+    assert resumption.checkpoint is not None
+    run.algorithm.take_up(resumption.checkpoint)
+    run.take_up(resumption.tally)
+
+
+def read_start(config: TrainConfig) -> CheckpointFacts | None:
+    """Returns what the checkpoint says of itself that a new run is to begin with; None if it begins with none.
+
+    Raises:
+        CheckpointError: it is damaged, or another version's.
+    """
+    return read_facts(config.from_checkpoint) if config.from_checkpoint is not None else None
+
+
+def start_from(run: TrainingRun, plan: RunPlan, facts: CheckpointFacts) -> None:
+    """Gives a new training run the policy of a checkpoint; optimizer, schedules and counters begin anew.
+
+    Raises:
+        CheckpointError: its actions, observation or network are others.
+    """
+    require_same_spaces(facts, plan.action_names, plan.observation_names)
+    assert isinstance(plan.config, TrainConfig) and plan.config.from_checkpoint is not None
+    run.algorithm.start_from(plan.config.from_checkpoint)
