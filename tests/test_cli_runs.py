@@ -181,5 +181,5 @@ def test_the_heuristic_policy_plays_on_the_same_actors_and_any_of_its_episodes_c
     (out / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.rmtree(out / "exports")
     assert run(["export", str(out), "--episode", str(worst)]) == 2
-    assert f"episode {worst} comes out differently on this machine: validation loss" in capsys.readouterr().err
+    assert f"episode {worst} comes out differently on this machine: val_loss of epoch 5 was" in capsys.readouterr().err
     assert not (out / "exports").exists()

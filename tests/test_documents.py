@@ -35,8 +35,9 @@ def run_in(folder: Path, command: list[str]) -> str:
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
     printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("command_line.md", "sh")]
-    assert len(printed) == 5
+    assert len(printed) == 6
     assert "Done after 4 of 4 iterations: 64 episodes" in printed[0]
+    assert printed[4].startswith("Episode 64 of runs/first: all 25 epochs as recorded, to the last digit")
     page = (tmp_path / "runs" / "first" / "report.html").read_text()
     assert "held-out hosts" in page
     assert (tmp_path / "runs" / "second" / "summary.json").exists()

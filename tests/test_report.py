@@ -237,6 +237,7 @@ class TestUnusualRuns:
 
     def test_a_line_that_is_being_written_is_left_out(self, trained: Path) -> None:
         whole = render(trained)
+        assert "No epoch was rolled back." in whole
         with (trained / "episodes.jsonl").open("a") as file:
             file.write('{"episode": 9, "kept_')
         assert render(trained) == whole

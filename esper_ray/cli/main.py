@@ -22,6 +22,7 @@ from esper_ray.orchestration.config import (
     ExportConfig,
     HeuristicConfig,
     PlanConfig,
+    ReplayConfig,
     ReportConfig,
     TasksConfig,
     TrainConfig,
@@ -32,6 +33,7 @@ from esper_ray.orchestration.config import (
 
 _USAGE_ERROR = 2
 _GATHERED = ("--plugin", "--set", "--logger")
+_RULE = re.compile(r"[ │╭╮╰╯─-]*")
 
 
 _COMMANDS: dict[str, tuple[type[BaseModel], str]] = {
@@ -44,6 +46,7 @@ _COMMANDS: dict[str, tuple[type[BaseModel], str]] = {
     "report": (ReportConfig, "report:run_report"),
     "watch": (WatchConfig, "report:run_watch"),
     "export": (ExportConfig, "export:run_export"),
+    "replay": (ReplayConfig, "replay:run_replay"),
     "tasks": (TasksConfig, "tasks:run_tasks"),
 }
 """Command → its settings, and the function of `esper_ray.cli` that runs it; torch and Ray are imported only there."""
@@ -175,7 +178,7 @@ def _one_line(box: str) -> str:
 
     The message is a title, a paragraph and a rule; in a box where the terminal can show one.
     """
-    _title, *lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
+    _title, *lines = ["" if _RULE.fullmatch(line) else line.strip(" │") for line in box.splitlines()]
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
     constraint = re.search(
         r"Error parsing (?P<model>\S+): .*? validation errors? for \w+ (?P<name>[\w.]+) "

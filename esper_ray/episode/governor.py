@@ -34,7 +34,7 @@ class Governor:
     """Judges every epoch, keeps snapshots, and restores the last good one.
 
     A snapshot holds the host, a fossilized seed and the host's optimizer (which a fossilized seed has joined); a live
-    seed is never part of one. Take one whenever a seed is fossilized, so that a rollback never undoes that.
+    seed is never part of one. A seed joins it when it is fossilized, so that a rollback never undoes that.
 
     Args:
         settings: when an epoch has failed.
@@ -90,6 +90,28 @@ class Governor:
         tensors = [tensor.detach().clone() for tensor in _kept_tensors(model)]
         self._snapshot = _Snapshot(tensors, copy.deepcopy(optimizer.state_dict()))
 
+    def take_up_fossil(self, model: MorphogeneticModel, optimizer: torch.optim.Optimizer) -> None:
+        """Makes a seed that was fossilized just now a part of the snapshot.
+
+        The snapshot is taken anew, but while losses explode the host in it stays the last good one.
+        """
+        good = self._snapshot
+        self.take_snapshot(model, optimizer)
+        now = self._snapshot
+        if self._explosions == 0:
+            return
+        assert good is not None and now is not None, "the first snapshot is taken at the start"
+        of_host = sum(len(group["params"]) for group in good.optimizer["param_groups"])
+        fossil_state = {index: state for index, state in now.optimizer["state"].items() if index >= of_host}
+        fossil_groups = now.optimizer["param_groups"][len(good.optimizer["param_groups"]) :]
+        self._snapshot = _Snapshot(
+            tensors=good.tensors + now.tensors[len(good.tensors) :],
+            optimizer={
+                "state": good.optimizer["state"] | fossil_state,
+                "param_groups": good.optimizer["param_groups"] + fossil_groups,
+            },
+        )
+
     def roll_back(self, model: MorphogeneticModel, optimizer: torch.optim.Optimizer) -> None:
         """Discards a live seed and restores host, fossilized seed and optimizer as of the last snapshot."""
         assert self._snapshot is not None, "the first snapshot is taken at the start"
@@ -99,6 +121,14 @@ class Governor:
             for tensor, kept in zip(_kept_tensors(model), self._snapshot.tensors, strict=True):
                 tensor.copy_(kept)
         optimizer.load_state_dict(copy.deepcopy(self._snapshot.optimizer))
+
+    def take_up_restored(self, val_loss: float) -> None:
+        """Takes up the validation loss (nats) of the host as a rollback left it.
+
+        It may be one that has not learned anything yet, or that had learned only with its seed. Then it must not count
+        as collapsed for guessing, or it would be put back again every epoch.
+        """
+        self._learned = val_loss < self._settings.learned_share * self._uniform_loss
 
 
 def _kept_tensors(model: MorphogeneticModel) -> list[Tensor]:

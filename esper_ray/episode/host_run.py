@@ -247,7 +247,7 @@ class HostRun:
         if not self.task.lifecycle.freeze_fossilized:
             adopt_seed(self._host_optimizer, self._seed_optimizer)
         self._seed_optimizer = None
-        self._governor.take_snapshot(self.model, self._host_optimizer)
+        self._governor.take_up_fossil(self.model, self._host_optimizer)
 
     # --- one epoch -----------------------------------------------------------------------------------------------
 
@@ -269,6 +269,7 @@ class HostRun:
             gradients = None
             last_train = self.outcome.train_loss if self.outcome else self.task.uniform_loss
             outcome = self._validate(last_train, self.outcome.train_accuracy if self.outcome else 0.0)
+            self._governor.take_up_restored(outcome.val_loss)
         self._measure_seed(outcome, gradients)
         slot.step_epoch()
         self._tracker.update(outcome)

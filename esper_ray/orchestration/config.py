@@ -292,6 +292,23 @@ class ExportConfig(BaseModel):
     """Module to import besides the run's own plugins. Repeat the flag for several."""
 
 
+class ReplayConfig(BaseModel):
+    """Play a recorded episode again, without Ray, and say whether it comes out as recorded, epoch by epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder."""
+    episode: int = Field(ge=1)
+    """Episode to replay, by its number in episodes.jsonl."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where its host trains. auto: where it did in the run; elsewhere the last digits may differ."""
+    data_dir: Path | None = None
+    """Folder of the data set. Unset: the run's."""
+    plugin: tuple[str, ...] = ()
+    """Module to import besides the run's own plugins. Repeat the flag for several."""
+
+
 class TuneConfig(BaseModel):
     """Search settings with Ray Tune, each tried with several training seeds, and rank them."""
 

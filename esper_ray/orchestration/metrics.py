@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
 from esper_ray.episode import EpisodeRecord
+from esper_ray.episode.governor import Failure
 from esper_ray.lifecycle import SeedStage
 
 _LEARNER_KEYS = {
@@ -23,10 +24,11 @@ _GRADIENTS = ("gradient_norm", "gradient_health", "host_gradient_norm", "seed_gr
 def episode_metrics(records: Sequence[EpisodeRecord], action_names: Sequence[str]) -> dict[str, Any]:
     """Returns the means over an iteration's episodes: outcomes, reward components, actions, gradient statistics.
 
-    Accuracies in percent; actions and final stages as counts over all episodes.
+    Accuracies in percent; actions, stages and rollbacks as counts over all episodes.
     """
     actions = Counter(epoch.decision for record in records for epoch in record.epochs)
     stages = Counter(stage for record in records for stage in record.stages_reached)
+    failures = Counter(epoch.rolled_back for record in records for epoch in record.epochs)
     components = [record.reward_components for record in records]
     return {
         "return": fmean(record.episode_return for record in records),
@@ -38,6 +40,7 @@ def episode_metrics(records: Sequence[EpisodeRecord], action_names: Sequence[str
         "score": fmean(record.val_score for record in records),
         "episode_seconds": fmean(record.seconds for record in records),
         "rollbacks": sum(record.rollbacks for record in records),
+        "rollbacks_by_cause": {failure.name.lower(): failures[failure.value] for failure in Failure},
         "fossilized_share": fmean(record.final_stage == SeedStage.FOSSILIZED.name for record in records),
         "actions": {name: actions[name] for name in action_names},
         "episodes_reaching": {stage.name: stages[stage.name] for stage in SeedStage},
@@ -66,6 +69,7 @@ def mean_with_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _mean_gradient(records: Sequence[EpisodeRecord], name: str) -> float | None:
-    """Returns the mean over all epochs with a live seed; None if there was none."""
+    """Returns the mean over all epochs with a live seed whose gradient was finite; None if there was none."""
     values = [value for record in records for epoch in record.epochs if (value := getattr(epoch, name)) is not None]
-    return fmean(values) if values else None
+    finite = [value for value in values if isfinite(value)]
+    return fmean(finite) if finite else None

@@ -224,11 +224,12 @@ def with_absolute_data_dir(config: _Config) -> _Config:
 
 
 def origin() -> dict[str, Any]:
-    """Returns what a file of results says of where and when it was made: versions, git commit, time."""
+    """Returns what a file of results says of where and when it was made: versions, git commit, CPU, time."""
     return {
         "esper_ray": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -164,6 +164,13 @@ def _follow_seeds(row: Row, scores: dict[str, BlueprintScore]) -> None:
         current.dropped += 1
 
 
+def rollbacks(episodes: Sequence[Row]) -> Row:
+    """Returns how many epochs were rolled back, in how many episodes, and how many for each cause, largest first."""
+    causes = [[cause for cause in row["per_epoch"].get("rolled_back", ()) if cause] for row in episodes]
+    counts = Counter(cause for of_episode in causes for cause in of_episode)
+    return {"epochs": counts.total(), "episodes": sum(map(bool, causes)), "causes": dict(counts.most_common())}
+
+
 def gradient_map(episodes: Sequence[Row], bins: Bins, name: str, log: bool = False) -> list[Row]:
     """Returns the mean of a gradient statistic for each group of iterations and each epoch with a live seed.
 

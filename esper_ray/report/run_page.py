@@ -175,7 +175,10 @@ def _episodes(run: RunData, embedded: int) -> Section:
         "One episode, epoch by epoch: the decision before each epoch, the stage of the seed slot, and what became of "
         "the host. Choose one by number, by a preset, with the arrow keys, or from the overview below."
     )
-    facts = {"embedded": embedded, "all": len(run.episodes), "shown": 1 + max(row["row"] for row in rows)}
+    facts = {
+        **{"embedded": embedded, "all": len(run.episodes), "shown": 1 + max(row["row"] for row in rows)},
+        "rollbacks": aggregate.rollbacks(run.episodes),
+    }
     return Section("episodes", "Episodes", lead, charts, facts)
 
 
