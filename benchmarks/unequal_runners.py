@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/unequal_runners.py [--iterations N] [--rounds N]
 
-Both learners play real hosts of `digits`, with a pause after each epoch that makes one runner's epochs four times as long
-as the other's. They take turns so that a machine that speeds up or slows down does so for both. Each
-round prints its ratio; the last line is the median.
+Both learners play small real hosts of `digits`, with a pause after each epoch that makes one runner's epochs four times
+as long as the other's. They take turns, so that a machine that speeds up or slows down does so for both. Each round
+prints its ratio; the last line is the median.
 """
 
 import argparse

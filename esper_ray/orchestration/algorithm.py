@@ -77,6 +77,12 @@ class EpisodeAlgorithm(Algorithm):
         self.dispatcher = Dispatcher(actors) if actors else None
         self._publish_weights()
 
+    def cleanup(self) -> None:
+        """Ends actors and learner at once. RLlib would ask each actor first, and wait for one that hangs."""
+        if self.env_runner_group is not None:
+            self.env_runner_group._worker_manager.clear()
+        super().cleanup()
+
     # --- what it is made of --------------------------------------------------------------------------------------
 
     @property
