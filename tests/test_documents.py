@@ -46,6 +46,16 @@ def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
+def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
+    plan, trained = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("fleet.md", "sh")]
+    assert "An iteration of 16 episodes: " in plan
+    assert "Done after 2 of 2 iterations" in trained
+    assert "Done after 1 of 1 iterations" in trained
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_path: Path) -> None:
     search, train, resume = blocks("search.md", "sh")
     started = time.monotonic()
