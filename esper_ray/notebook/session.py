@@ -33,11 +33,9 @@ from esper_ray.orchestration.config import (
 )
 from esper_ray.orchestration.heuristic import play_heuristic
 from esper_ray.orchestration.interrupts import interrupts_raise
-from esper_ray.orchestration.plan import started_run
-from esper_ray.orchestration.run_folder import RunFolder
 from esper_ray.orchestration.run_result import RunResult
 from esper_ray.orchestration.search import SearchResult, run_search
-from esper_ray.orchestration.training_run import TrainingRun
+from esper_ray.orchestration.train import started_training
 from esper_ray.plugins import load_plugins
 from esper_ray.report import write_report
 
@@ -176,15 +174,10 @@ class Training:
         self._result: RunResult | None = None
         self.interrupted = False
         with self._display, self._stack:
-            plan, algorithm, board = self._stack.enter_context(started_run(config))
-            folder = self._stack.enter_context(RunFolder(plan.out, plan.as_dict()))
-            self._run = TrainingRun(plan, algorithm, folder, self._display)
-            self._board = board
-            self._display.on_start(plan, board)
+            self._run, self._board = self._stack.enter_context(started_training(config, self._display))
             self._stack = self._stack.pop_all()  # from here on `close` ends them
-        self._plan = plan
-        self.folder = plan.out
-        self._has_waited = False
+        self._plan = self._run.result.plan
+        self.folder = self._plan.out
 
     def run(self, iterations: int | None = None) -> Self:
         """Trains for so many iterations, or to the end, and returns itself. Interrupted, it returns early.
@@ -206,11 +199,9 @@ class Training:
             self._display.on_start(self._plan, self._board)
             try:
                 with interrupts_raise():
-                    if not self._has_waited:
-                        self._run.play_wait_only()
-                        self._has_waited = True
-                        waited = self._run.result.tally.wait_only
-                        self._display.wait_only = sum(waited) / len(waited) if waited else None
+                    self._run.play_wait_only()
+                    waited = self._run.result.tally.wait_only
+                    self._display.wait_only = sum(waited) / len(waited) if waited else None
                     while not self._run.is_over and self._run.iteration < last:
                         self._run.iterate()
             except KeyboardInterrupt:

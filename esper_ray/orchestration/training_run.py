@@ -52,6 +52,7 @@ class TrainingRun:
         self._observer = observer
         self._kept = KeptHosts(folder.hosts, self.config.keep_hosts)
         self._losses_before: dict[str, int] = {}
+        self._has_waited = False
 
     @property
     def iteration(self) -> int:
@@ -66,13 +67,14 @@ class TrainingRun:
     def take_up(self, tally: RunTally) -> None:
         """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
         self.result.tally = tally
+        self._has_waited = True
         self._losses_before = tally.losses
         self._kept.take_up(tally.trained)
 
     def play_wait_only(self) -> None:
-        """Plays hosts that never grow a seed, on seeds that no training episode has."""
+        """Plays hosts that never grow a seed, on seeds that no training episode has; only once in a run."""
         total = self._plan.wait_only_episodes
-        if total == 0:
+        if total == 0 or self._has_waited:
             return
         base_seed = derive_seed(self.config.seed, Stream.WAIT_ONLY)
         tickets = assign(total, min(self._plan.placement.players, total), 0, base_seed)
@@ -85,6 +87,7 @@ class TrainingRun:
 
         played = self.algorithm.play_scripted(tickets, WaitPolicy(), count)
         self.result.tally.wait_only = [episode.record.kept_val_accuracy for episode in played]
+        self._has_waited = True
         self.save()
 
     def iterate(self) -> dict[str, Any]:

@@ -133,10 +133,9 @@ class Trial(tune.Trainable):
         kept = algorithm.iteration if checkpoint is not None else None
         folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
-        if checkpoint is None:
-            self._run.play_wait_only()
-        else:
+        if checkpoint is not None:
             self._run.take_up(RunTally(**state["tally"]))
+        self._run.play_wait_only()
         return self._run
 
 
