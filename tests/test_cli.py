@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +12,9 @@ import ray
 
 from esper_ray.cli.main import TasksConfig, _parse, run
 from esper_ray.lifecycle import SeedStage
+from esper_ray.orchestration.checkpoint import read_facts
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -32,7 +33,7 @@ SMALL = [
         ("train --runers 2", "unknown flag '--runers': did you mean '--runners'?"),
         ("trian", "unknown command 'trian': did you mean 'train'?"),
         ("tasks digitz", "unknown task 'digitz': did you mean 'digits'?"),
-        ("train --runners 0", "--runners: input should be greater than or equal to 1, got 0"),
+        ("train --runners -1", "--runners: input should be greater than or equal to 0, got -1"),
         ("train --runners two", "--runners"),
         ("train --iterations 0", "--iterations: input should be greater than or equal to 1, got 0"),
         ("train --ppo.clip -1", "--ppo.clip: input should be greater than 0, got -1.0"),
@@ -199,9 +200,13 @@ def test_a_run_leaves_everything_that_it_followed_from_and_everything_that_came_
     assert all(len(episode["per_epoch"]["gradient_norm"]) == 12 for episode in episodes)
     assert metrics[0]["return"] == pytest.approx(sum(e["return"] for e in episodes[:6]) / 6, rel=1e-5)
 
-    (checkpoint,) = (out / "checkpoints").iterdir()
-    assert checkpoint.name == "iteration_000002"
-    assert pickle.loads((checkpoint / "algorithm_state.pkl").read_bytes())["training_iteration"] == 2
+    assert all(row["actors_lost"] == {"died": 0, "raised": 0, "hung": 0} for row in metrics)
+
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"iteration_000001", "iteration_000002"}
+    for checkpoint in checkpoints_of(out):
+        assert read_facts(checkpoint).iteration == iteration_of(checkpoint)
+        assert json.loads((checkpoint / "learner.json").read_text())["iteration"] == iteration_of(checkpoint)
+        assert {path.suffix for path in checkpoint.rglob("*")} == {".json", ".safetensors"}, "nothing that is executed"
     assert list(out.glob("events.out.tfevents.*"))
     assert json.loads((out / "summary.json").read_text())["episodes"] == 12
 
@@ -234,8 +239,9 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
     assert errors == ""
     assert "Interrupted after " in printed
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    (checkpoint,) = (out / "checkpoints").iterdir()
+    *_, checkpoint = checkpoints_of(out)
     assert checkpoint.name == f"iteration_{rows[-1]['iteration']:06d}"
+    assert read_facts(checkpoint).iteration == rows[-1]["iteration"]
     assert len((out / "episodes.jsonl").read_text().splitlines()) == 6 * len(rows)
 
 
