@@ -91,7 +91,8 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     _require_known(arguments)
     errors = io.StringIO()
     subcommands = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    subcommands["train"] = tyro.conf.subcommand("train", default=_config_of_file(arguments))
+    for name, model in (("train", TrainConfig), ("plan", PlanConfig)):
+        subcommands[name] = tyro.conf.subcommand(name, default=_config_of_file(arguments, model))
     commands: list[Any] = [Annotated[model, subcommands[name]] for name, (model, _) in _COMMANDS.items()]
     choice: Any = Union[tuple(commands)]  # noqa: UP007
     try:
@@ -141,12 +142,12 @@ def _split_flag(argument: str) -> list[str]:
     return [flag, value] if flag in _GATHERED and equals else [argument]
 
 
-def _config_of_file(arguments: Sequence[str]) -> TrainConfig:
+def _config_of_file(arguments: Sequence[str], model: type[TrainConfig]) -> TrainConfig:
     """Returns what `--config FILE` says, which the flags then override; without it the defaults."""
     joined = [part for argument in arguments for part in argument.split("=", 1)]
     if "--config" not in joined[:-1]:
-        return TrainConfig()
-    return load_config(Path(joined[joined.index("--config") + 1]))
+        return model()
+    return load_config(Path(joined[joined.index("--config") + 1]), model)
 
 
 def _require_known(arguments: Sequence[str]) -> None:

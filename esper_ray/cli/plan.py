@@ -3,14 +3,23 @@
 from collections import Counter
 from datetime import timedelta
 
+from esper_ray.orchestration.checkpoint import require_same_spaces
 from esper_ray.orchestration.config import PlanConfig
 from esper_ray.orchestration.plan import RunPlan, started_run
+from esper_ray.orchestration.resume import find_resumption, read_start
 
 
 def run_plan(config: PlanConfig) -> int:
     """Builds the actors, times an epoch, prints what follows, and returns the exit code. Nothing is written."""
-    with started_run(config) as (plan, _algorithm, _board):
+    resumption = find_resumption(config) if config.resume is not None else None
+    start = read_start(config)
+    settings = resumption.config if resumption is not None else config
+    with started_run(settings, resumed=resumption is not None) as (plan, _algorithm, _board):
+        if start is not None:
+            require_same_spaces(start, plan.action_names, plan.observation_names)
         lines = described(plan)
+    if resumption is not None:
+        lines.append(f"Of them {resumption.iteration or 0} iterations are over.")
     print("\n".join(lines))
     return 0
 

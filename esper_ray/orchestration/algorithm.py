@@ -104,16 +104,16 @@ class EpisodeAlgorithm(Algorithm):
         """Actors that were lost and replaced so far."""
         return sum(self.losses.values())
 
-    def ask_all(self, method: str) -> list[Any]:
+    def ask_all(self, method: str, timeout_seconds: float | None = None) -> list[Any]:
         """Calls a method of every actor, or of this process's EnvRunner, at the same time; returns the answers.
 
         Raises:
-            RayError: an actor died, or its method raised.
+            RayError: an actor died, its method raised, or one takes longer than the timeout.
         """
         if self.dispatcher is None:
             return [getattr(self.env_runner, method)()]
         actors = self.env_runner_group._worker_manager.actors().values()
-        return list(ray.get([getattr(actor, method).remote() for actor in actors]))
+        return list(ray.get([getattr(actor, method).remote() for actor in actors], timeout=timeout_seconds))
 
     def action_names(self) -> tuple[str, ...]:
         """Returns the names of the actions, as the actors on their devices have them.
@@ -244,7 +244,7 @@ class EpisodeAlgorithm(Algorithm):
         targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
         policy = {name: tensor for name, tensor in weights.items() if name not in targets}
         write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
-        write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self._consumed))
+        write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self.consumed))
 
     def take_up(self, folder: Path) -> None:
         """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
@@ -292,7 +292,8 @@ class EpisodeAlgorithm(Algorithm):
         learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
 
     @property
-    def _consumed(self) -> tuple[int, ...]:
+    def consumed(self) -> tuple[int, ...]:
+        """For each actor, episodes of its series that were learned from; empty where they follow from `iteration`."""
         return ()
 
     def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
@@ -388,7 +389,8 @@ class EpisodeAPPO(EpisodeAlgorithm):
             self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     @property
-    def _consumed(self) -> tuple[int, ...]:
+    def consumed(self) -> tuple[int, ...]:
+        """For each actor, episodes of its own series that were learned from."""
         return self._series.consumed
 
     def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from esper_ray import __version__
 from esper_ray.errors import CheckpointError
 from esper_ray.orchestration.policy_network import POLICY_FILES
-from esper_ray.orchestration.tickets import Ticket, assign, held_out_seeds
+from esper_ray.orchestration.tickets import Ticket, assign, assign_number, held_out_seeds
 from esper_ray.tasks import TaskSpec
 
 _FACTS = "esper_ray.json"
@@ -27,7 +27,8 @@ class CheckpointFacts(BaseModel):
         versions: of this package and of Ray, which wrote it.
         task: every setting of the task.
         actions, observation: names, in order.
-        seed, runners, episodes_per_iteration, host_pool: what the training seeds follow from.
+        seed, runners, episodes_per_iteration, host_pool, consumed: what the training seeds follow from; `consumed` as
+            of `LearnerState`.
         iteration: learner updates so far.
         host_epochs: trained for it so far, twins of the reward included; without wait-only hosts and evaluations.
         plugins: modules that it needs.
@@ -44,6 +45,7 @@ class CheckpointFacts(BaseModel):
     runners: int
     episodes_per_iteration: int
     host_pool: int | None
+    consumed: tuple[int, ...] = ()
     iteration: int
     host_epochs: int
     plugins: tuple[str, ...]
@@ -68,7 +70,16 @@ class CheckpointFacts(BaseModel):
 
     def training_seeds(self) -> list[int]:
         """Returns the host seeds that the policy was trained on, in order, each once."""
-        tickets = itertools.chain.from_iterable(itertools.islice(self._rounds(self.host_pool), self.iteration))
+        tickets: Iterable[Ticket]
+        if self.consumed:  # each actor's own series
+            tickets = (
+                assign_number(runner, number, self.seed, self.host_pool)
+                for number in range(max(self.consumed))
+                for runner, count in enumerate(self.consumed, start=1)
+                if number < count
+            )
+        else:
+            tickets = itertools.chain.from_iterable(itertools.islice(self._rounds(self.host_pool), self.iteration))
         return list(dict.fromkeys(ticket.episode_seed for ticket in tickets))
 
     def search_seeds(self, count: int) -> list[int]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from esper_ray.errors import ConfigurationError, EsperError
 from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
+_SECONDS_TO_ANSWER = 10.0
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,6 +42,7 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
             yield
         return
     _be_quiet()
+    _require_answer(address)
     package = str(Path(esper_ray.__file__).parent)
     try:
         with _without_stderr():
@@ -58,6 +61,23 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuses an address where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        ConfigurationError: it is no HOST:PORT, or nobody answers there.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "://" in address:
+        raise ConfigurationError(f"--address {address}: expected HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
 
@@ -157,6 +157,14 @@ class TrainConfig(RunChoice):
     policy: Literal["mlp", "lstm"] = "mlp"
     """Network of the policy. lstm remembers the decisions and measurements of the episode so far."""
     ppo: PPOSettings = PPOSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        if self.learner == "appo" and self.runners == 0:
+            raise ValueError("learner appo learns while actors play: it needs 1 runner at least")
+        if self.learner == "appo" and self.skip_forced_waits:
+            raise ValueError("learner appo needs episodes of equal length: leave out skip_forced_waits")
+        return self
 
 
 class PlanConfig(TrainConfig):
@@ -324,6 +332,8 @@ class TuneConfig(BaseModel):
     """Folder of the search. Unset: runs/tune-NAME, NAME being the file's."""
     overwrite: bool = False
     """Replace a search that the folder already holds."""
+    address: str | None = None
+    """Ray cluster to join, as HOST:PORT or auto; its machines must all see the search's folder. Unset: a local one."""
     logger: tuple[Logger, ...] = ()
     """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
 
@@ -369,8 +379,8 @@ class TasksConfig(BaseModel):
     """Folder in which to look for the data set, with a task's name."""
 
 
-def load_config(path: Path) -> TrainConfig:
-    """Reads a YAML file of training settings.
+def load_config(path: Path, model: type[TrainConfig] = TrainConfig) -> TrainConfig:
+    """Reads a YAML file of training settings, for `train` or, with its model, for `plan`.
 
     Raises:
         ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
@@ -379,8 +389,8 @@ def load_config(path: Path) -> TrainConfig:
     values = read_yaml(where, path)
     if "space" in values:
         raise ConfigurationError(f"{where} describes a search: esper-ray tune {path}")
-    require_known_keys(where, values, TrainConfig)
-    return parse_config(where, {**values, "config": path}, TrainConfig)
+    require_known_keys(where, values, model)
+    return parse_config(where, {**values, "config": path}, model)
 
 
 def read_yaml(where: str, path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import psutil
+import ray
 import torch
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -67,6 +68,7 @@ class Seat:
     Attributes:
         runner: index, from 1; 0: this process.
         node: name of its machine.
+        node_id: of the machine in Ray.
         device: where its hosts live.
         epoch_seconds: wall time of a host epoch while the others work as well; of a large host where hosts differ.
         memory: bytes; of what it has in common with other processes a share, where the system says so.
@@ -74,6 +76,7 @@ class Seat:
 
     runner: int
     node: str
+    node_id: str
     device: str
     epoch_seconds: float
     memory: int
@@ -221,9 +224,9 @@ class EpisodeRunner(SingleAgentEnvRunner):
         env = self._host_env()
         seconds = env.time_epoch()
         memory = psutil.Process().memory_full_info()
-        return Seat(
-            self.worker_index, socket.gethostname(), str(env.device), seconds, getattr(memory, "pss", memory.rss)
-        )
+        node_id = ray.get_runtime_context().get_node_id()
+        size = getattr(memory, "pss", memory.rss)
+        return Seat(self.worker_index, socket.gethostname(), node_id, str(env.device), seconds, size)
 
     def play(self, ticket: Ticket, keep_from: float, weights: Weights) -> PlayedEpisode:
         """Plays one episode, sampling the actions.

@@ -7,12 +7,16 @@ and is read by no one else.
 
 import hashlib
 import hmac
+import logging
 import pickle
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esper_ray.orchestration.tickets import Ticket
+
+logger = logging.getLogger(__name__)
 
 _SIGNATURE_BYTES = hashlib.sha256().digest_size
 
@@ -63,15 +67,19 @@ class HostCheckpoints:
     def write(self, episode: EpisodeSoFar) -> None:
         """Writes an episode in progress under another name and renames it, so that it is never half there.
 
-        Raises:
-            OSError: it cannot be written.
+        Where that is not possible, as on a full disk, it lets the episode be: a replacement would begin it again.
         """
         if not self._folder.is_dir():
             return
         pickled = pickle.dumps(episode)
         partial = self._path(episode.ticket).with_suffix(".writing")
-        partial.write_bytes(self._sign(pickled) + pickled)
-        partial.rename(self._path(episode.ticket))
+        try:
+            partial.write_bytes(self._sign(pickled) + pickled)
+            partial.rename(self._path(episode.ticket))
+        except OSError as error:
+            logger.warning("an episode in progress could not be written to %s: %s", self._folder, error.strerror)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def remove(self, ticket: Ticket) -> None:
         """Removes what there is of an episode."""

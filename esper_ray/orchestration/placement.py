@@ -98,6 +98,8 @@ def place_trials(
     Raises:
         PlacementError: they do not fit; the message says what does.
     """
+    if runners == 0:
+        raise PlacementError("a trial needs an actor; use train.runners 1 at least")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = _use_gpus(device, int(sum(node.get("GPU", 0) for node in nodes)))
     if use_gpu:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import secrets
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.preflight import Preflight, check
 from esper_ray.orchestration.progress import BoardReader, ProgressBoard
-from esper_ray.orchestration.run_folder import require_usable, require_writable
+from esper_ray.orchestration.run_folder import IN_PROGRESS, require_usable, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
 
@@ -35,6 +36,8 @@ RunConfig = TrainConfig | HeuristicConfig | EvaluateConfig | CompareConfig
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
+ORIGIN = ("esper_ray", "git_commit", "python", "cpu_capability", "versions", "started")
+"""Names of what `origin` returns."""
 _VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
 
 
@@ -167,7 +170,7 @@ def built_actors(
     board_name = f"esper-board-{uuid.uuid4().hex}"
     board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
     try:
-        with _algorithm(config, task, placement, episodes, board_name) as algorithm:
+        with _algorithm(config, task, placement, episodes, board_name, out) as algorithm:
             preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
             yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
     finally:
@@ -195,7 +198,7 @@ def episodes_of(config: RunConfig, task: TaskSpec) -> int:
 
 @contextmanager
 def _algorithm(
-    config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str
+    config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str, out: Path
 ) -> Iterator[EpisodeAlgorithm]:
     actor = ActorSettings(
         task,
@@ -204,6 +207,7 @@ def _algorithm(
         plugins=config.plugin,
         host_pool=config.host_pool,
         skip_forced_waits=config.skip_forced_waits,
+        host_checkpoints=_host_checkpoints(config, out),
     )
     learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
     torch.set_num_threads(1)
@@ -215,6 +219,14 @@ def _algorithm(
         yield algorithm
     finally:
         algorithm.stop()
+
+
+def _host_checkpoints(config: RunConfig, out: Path) -> dict[str, Any] | None:
+    """Returns where the actors write down the episodes in progress, with a key of this run alone; None if nowhere."""
+    every = getattr(config, "host_checkpoint_every", 0)
+    if not every:
+        return None
+    return {"folder": str((out / IN_PROGRESS).absolute()), "key": secrets.token_hex(32), "every": every}
 
 
 def with_absolute_data_dir(config: _Config) -> _Config:

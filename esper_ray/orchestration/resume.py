@@ -3,14 +3,15 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from esper_ray.errors import CheckpointError, ConfigurationError, RunFolderError
 from esper_ray.orchestration.checkpoint import CheckpointFacts, read_facts, require_same_spaces
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.run_folder import checkpoints_of, has_ended, read_config
+from esper_ray.orchestration.plan import ORIGIN, RunPlan
+from esper_ray.orchestration.run_folder import METRICS_FILE, checkpoints_of, has_ended, read_config, read_metrics
 from esper_ray.orchestration.run_result import RunTally, read_tally
 from esper_ray.orchestration.training_run import TrainingRun
 
@@ -28,13 +29,13 @@ class Resumption:
         config: of the run, with the folder that it is in and the number of actors that it has.
         checkpoint: the last good one; None if the run has to begin again, because it ended before the first.
         tally: what it had come to.
-        damaged: why later checkpoints were passed over, one line each.
+        stored: what config.json of the run holds.
     """
 
     config: TrainConfig
     checkpoint: Path | None
     tally: RunTally
-    damaged: tuple[str, ...]
+    stored: dict[str, Any]
 
     @property
     def iteration(self) -> int | None:
@@ -47,7 +48,8 @@ def find_resumption(asked: TrainConfig) -> Resumption:
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.
-        RunFolderError: it is no training run, or it is over.
+        RunFolderError: it is no training run, it is over, or a part of it is missing.
+        CheckpointError: none of its checkpoints can be read.
     """
     assert asked.resume is not None
     run = asked.resume
@@ -69,20 +71,58 @@ def find_resumption(asked: TrainConfig) -> Resumption:
         raise RunFolderError(f"{run} was written by another version of esper_ray: {error.errors()[0]['msg']}") from None
     update = {"out": run, "runners": stored["runners"], "address": asked.address, "config": None}
     update |= {"logger": asked.logger or config.logger}
+    checkpoint = _last_good(run)
+    tally = read_tally(checkpoint) if checkpoint is not None else RunTally()
+    return Resumption(config.model_copy(update=update), checkpoint, tally, stored)
+
+
+def _last_good(run: Path) -> Path | None:
+    """Returns the last checkpoint of a run that is as it was written; None if the run ended before its first.
+
+    Raises:
+        CheckpointError: there are some, and all are damaged.
+        RunFolderError: rows of earlier iterations are missing.
+    """
+    checkpoints = checkpoints_of(run)
     damaged = []
-    for checkpoint in reversed(checkpoints_of(run)):
+    for checkpoint in reversed(checkpoints):
         try:
-            read_facts(checkpoint)
+            iteration = read_facts(checkpoint).iteration
         except CheckpointError as error:
-            damaged.append(str(error))
-        else:
-            return Resumption(config.model_copy(update=update), checkpoint, read_tally(checkpoint), tuple(damaged))
-    return Resumption(config.model_copy(update=update), None, RunTally(), tuple(damaged))
+            damaged.append(error)
+            logger.warning("%s", error)
+            continue
+        there = [row["iteration"] for row in read_metrics(run)]
+        if there[:iteration] != list(range(1, iteration + 1)):
+            raise RunFolderError(f"{run / METRICS_FILE} lacks iterations before {iteration}; begin a new run")
+        return checkpoint
+    if damaged:
+        raise damaged[0]
+    return None
 
 
-def take_up(run: TrainingRun, resumption: Resumption) -> None:
-    """Puts a training run to where it was at the checkpoint."""
+def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
+    """Returns what config.json holds: where and when a run began, and where and when it went on."""
+    values = plan.as_dict()
+    if resumption is None:
+        return values
+    began = {name: resumption.stored.get(name) for name in ORIGIN}
+    here = {name: values[name] for name in ORIGIN}
+    went_on = [*resumption.stored.get("went_on", []), {"iteration": resumption.iteration or 0, **here}]
+    return {**values, **began, "went_on": went_on}
+
+
+def take_up(run: TrainingRun, plan: RunPlan, resumption: Resumption) -> None:
+    """Puts a training run to where it was at the checkpoint.
+
+    Raises:
+        CheckpointError: task, actions or observation are others here and now.
+    """
     assert resumption.checkpoint is not None
+    facts = read_facts(resumption.checkpoint)
+    require_same_spaces(facts, plan.action_names, plan.observation_names)
+    if facts.task != plan.task.model_dump(mode="json"):
+        raise CheckpointError(f"the task of the run in {plan.out} has other settings here and now; begin a new run")
     run.algorithm.take_up(resumption.checkpoint)
     run.take_up(resumption.tally)
 

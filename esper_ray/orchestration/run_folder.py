@@ -1,6 +1,8 @@
 """What a run leaves on disk: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
 
+import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +19,8 @@ from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.tickets import FinishedEpisode
 
+logger = logging.getLogger(__name__)
+
 _CONFIG = "config.json"
 METRICS_FILE = "metrics.jsonl"
 _EPISODES = "episodes.jsonl"
@@ -25,6 +29,8 @@ _CHECKPOINTS = "checkpoints"
 HOSTS = "hosts"
 EXPORTS = "exports"
 HELD_OUT = "held_out"
+IN_PROGRESS = "episodes_in_progress"
+"""What actors write down of their episodes while a run goes on."""
 _EVENTS = "events.out.tfevents.*"
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
@@ -136,7 +142,7 @@ def replace_file(path: Path, text: str) -> None:
 
 def checkpoints_of(path: Path) -> list[Path]:
     """Returns the checkpoints of the run at `path`, in the order of their iterations."""
-    return sorted((path / _CHECKPOINTS).glob("iteration_*"), key=iteration_of)
+    return sorted((path / _CHECKPOINTS).glob("iteration_[0-9]*"), key=iteration_of)
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -154,8 +160,25 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _lock(folder: Path) -> int:
+    """Keeps other processes from writing the run, until this one ends, and returns the open descriptor.
+
+    Raises:
+        RunFolderError: another one does.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunFolderError(f"the run in {folder} goes on in another process; end that first") from None
+    except OSError:  # a network drive that locks files only
+        logger.warning("%s cannot be locked: see to it that no other process writes there", folder)
+    return descriptor
+
+
 class RunFolder:
-    """Writes one run. Use it as a context manager.
+    """Writes one run. Use it as a context manager. No two processes write the same one.
 
     Args:
         path: as checked by `require_usable`.
@@ -165,7 +188,7 @@ class RunFolder:
         keep_policies: its checkpoints and hosts stay as well.
 
     Raises:
-        RunFolderError: the folder cannot be written.
+        RunFolderError: the folder cannot be written, or another process writes it.
     """
 
     def __init__(
@@ -174,11 +197,14 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path)
             if keep_iterations is None:
                 self._remove_old_run()
             else:
                 self._keep(keep_iterations, keep_policies)
             (path / _CHECKPOINTS).mkdir(exist_ok=True)
+            shutil.rmtree(path / IN_PROGRESS, ignore_errors=True)
+            (path / IN_PROGRESS).mkdir()
             replace_file(path / _CONFIG, json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
             self._metrics = (path / METRICS_FILE).open("a")
             self._episodes = (path / _EPISODES).open("a")
@@ -260,6 +286,8 @@ class RunFolder:
                 try:
                     save(temporary.absolute())
                     _flush(temporary)
+                    for rows in (self._metrics, self._episodes):
+                        os.fsync(rows.fileno())
                     temporary.rename(final)
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -288,6 +316,8 @@ class RunFolder:
         self._metrics.close()
         self._episodes.close()
         self._events.close()
+        shutil.rmtree(self.path / IN_PROGRESS, ignore_errors=True)
+        os.close(self._lock)
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

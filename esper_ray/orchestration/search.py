@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from esper_ray.errors import PlacementError, RunFolderError
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.cluster import ray_for
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.interrupts import sigterm_as_sigint
 from esper_ray.orchestration.loggers import require_loggers, tune_loggers
@@ -119,7 +119,7 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
     if before is None:
         require_usable_folder(config, folder)
     episodes = search.train.episodes_per_iteration or min(task.episodes_per_iteration for task in tasks)
-    with local_ray(plugins=search.train.plugin), _quiet_tune(), sigterm_as_sigint():
+    with ray_for(config.address, search.train.plugin), _quiet_tune(), sigterm_as_sigint():
         runners = before["runners"] if before else search.train.runners
         concurrent = before["concurrent"] if before else config.max_concurrent
         try:

@@ -17,7 +17,8 @@ TASK_PREFIX = "set."
 _NOT_SEARCHED = {
     *("config", "out", "overwrite", "runners", "seed", "plugin", "device", "data_dir", "hub", "set", "ppo", "logger"),
     *("iterations", "episodes_per_iteration", "wait_only_episodes", "evaluate_every", "evaluation_episodes"),
-    *("checkpoint_every", "keep_hosts", "task"),
+    *("checkpoint_every", "keep_hosts", "task", "host_checkpoint_every", "episode_timeout"),
+    *("resume", "from_checkpoint", "address"),
 }
 _FLAG_OF = {
     "max_epochs": "max_epochs",
@@ -29,7 +30,7 @@ _FLAG_OF = {
 """Setting of a task → the setting of `train` that stands for it and would win."""
 _MOST_EXAMPLES = 200
 """Combinations of values that are checked before a search."""
-_GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed", "logger")
+_GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed", "logger", "resume", "from_checkpoint", "address")
 _SECONDS_AND_COUNTS = ("iteration", "episodes", "host_epochs", "seconds")
 _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_accuracy", "added_parameters", "score")
 _LEARNER = ("explained_variance", "entropy_share", "kl", "clip_fraction", "value_loss")

@@ -5,7 +5,7 @@ import time
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.loggers import logged, require_loggers
 from esper_ray.orchestration.plan import RunObserver, started_run
-from esper_ray.orchestration.resume import find_resumption, read_start, start_from, take_up
+from esper_ray.orchestration.resume import described, find_resumption, read_start, start_from, take_up
 from esper_ray.orchestration.run_folder import RunFolder
 from esper_ray.orchestration.run_result import RunResult
 from esper_ray.orchestration.training_run import TrainingRun
@@ -27,14 +27,14 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     kept = resumption.iteration if resumption is not None else None
     with (
         started_run(config, resumed=resumption is not None) as (plan, algorithm, board),
-        RunFolder(plan.out, plan.as_dict(), keep_iterations=kept) as folder,
+        RunFolder(plan.out, described(plan, resumption), keep_iterations=kept) as folder,
         logged(observer, config.logger, plan) as watching,
     ):
         run = TrainingRun(plan, algorithm, folder, watching)
         if start is not None:
             start_from(run, plan, start)
         if resumption is not None and kept is not None:
-            take_up(run, resumption)
+            take_up(run, plan, resumption)
         watching.on_start(plan, board)
         try:
             if kept is None:

@@ -169,6 +169,7 @@ class TrainingRun:
             runners=self._plan.placement.players,
             episodes_per_iteration=self._plan.episodes,
             host_pool=self.config.host_pool,
+            consumed=self.algorithm.consumed,
             iteration=self.iteration,
             host_epochs=self.result.tally.host_epochs,
             plugins=self.config.plugin,
