@@ -41,7 +41,7 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    seats = tuple(Seat(runner, "here", "cpu", epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
+    seats = tuple(Seat(runner, "here", "node", "cpu", epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
     preflight = Preflight(seats, ENV.task.max_epochs, timeout_seconds=60.0)
     return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), preflight, 32, NAMES, tmp_path / "run")
 
@@ -108,6 +108,17 @@ def test_a_run_that_goes_on_keeps_what_it_had_come_to_and_nothing_behind_it(tmp_
     assert read_metrics(path) == [{"iteration": 1}]
     with RunFolder(path, {}):
         assert read_metrics(path) == []
+
+
+def test_no_two_write_the_same_run(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}) as folder:
+        folder.add_iteration({"iteration": 1})
+        for keep_iterations in (None, 1):
+            with pytest.raises(RunFolderError, match="goes on in another process"):
+                RunFolder(tmp_path / "run", {}, keep_iterations)
+    assert read_metrics(tmp_path / "run") == [{"iteration": 1}]
+    with RunFolder(tmp_path / "run", {}, keep_iterations=1):
+        pass
 
 
 def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
