@@ -62,6 +62,14 @@ SMALL = [
         ("train --task fashion_mnist --data-dir nowhere", "looked for train-images-idx3-ubyte.gz"),
         ("train --config nowhere.yaml", "cannot be read: No such file"),
         ("train --out /dev/null", "is not a folder"),
+        ("train --learner appo --runners 0", "learner appo learns while actors play: it needs 1 runner at least"),
+        ("train --learner appo --skip-forced-waits", "learner appo needs episodes of equal length"),
+        ("train --address here", "--address here: expected HOST:PORT or auto"),
+        ("train --address 127.0.0.1:9", "--address 127.0.0.1:9: no Ray cluster answers there"),
+        ("train --from-checkpoint nowhere", "nowhere is no checkpoint: there is no such folder"),
+        ("train --resume nowhere", "nowhere holds no run: config.json cannot be read"),
+        ("train --resume nowhere --iterations 3", "leave out --iterations with --resume"),
+        ("plan --runners two", "--runners"),
         ("train --out /dev/null/run", "cannot be written"),
     ],
 )
@@ -82,6 +90,8 @@ def test_bad_input_is_one_line_and_exit_code_two(
     [
         ("train --runners 4000", "4000 runners do not fit: each needs 1 CPU and the cluster has {cpus} in all"),
         ("train --runners 1 --device cuda", "--device cuda: the cluster has no GPU"),
+        ("train --runners 0 --device cuda", "--runners 0 plays in this process, to which Ray gives no GPU"),
+        ("plan --runners 4000", "4000 runners do not fit: each needs 1 CPU and the cluster has {cpus} in all"),
         ("train --out /proc/run", "cannot be written"),
     ],
 )
