@@ -181,6 +181,9 @@ def _one_line(box: str) -> str:
     """
     _title, *lines = ["" if _RULE.fullmatch(line) else line.strip(" │") for line in box.splitlines()]
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
+    contradiction = re.search(r"validation error for \w+ Value error, (?P<message>.*?) \[type=value_error", text)
+    if contradiction is not None:
+        return contradiction["message"]
     constraint = re.search(
         r"Error parsing (?P<model>\S+): .*? validation errors? for \w+ (?P<name>[\w.]+) "
         r"(?P<expected>.*?) \[type=\w+, input_value=(?P<given>.*?), input_type=",

@@ -161,9 +161,9 @@ class TrainConfig(RunChoice):
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
         if self.learner == "appo" and self.runners == 0:
-            raise ValueError("learner appo learns while actors play: it needs 1 runner at least")
+            raise ConfigurationError("learner appo learns while actors play: it needs 1 runner at least")
         if self.learner == "appo" and self.skip_forced_waits:
-            raise ValueError("learner appo needs episodes of equal length: leave out skip_forced_waits")
+            raise ConfigurationError("learner appo needs episodes of equal length: leave out skip_forced_waits")
         return self
 
 
