@@ -34,6 +34,7 @@ from esper_ray.orchestration.config import (
 from esper_ray.orchestration.heuristic import play_heuristic
 from esper_ray.orchestration.interrupts import interrupts_raise
 from esper_ray.orchestration.plan import started_run
+from esper_ray.orchestration.resume import read_start, start_from
 from esper_ray.orchestration.run_folder import RunFolder
 from esper_ray.orchestration.run_result import RunResult
 from esper_ray.orchestration.search import SearchResult, run_search
@@ -42,6 +43,8 @@ from esper_ray.plugins import load_plugins
 from esper_ray.report import write_report
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+_NOT_IN_A_SESSION = {"resume", "address", "logger"}
 
 
 class Session:
@@ -107,6 +110,8 @@ class Session:
         Raises:
             EsperError: a setting is unknown or not valid, or as `esper-ray train` says; nothing is written.
         """
+        for name in _NOT_IN_A_SESSION & settings.keys():
+            raise ConfigurationError(f"train: {name} is for the command line: esper-ray train --{name}")
         if "config" in settings:
             file = Path(settings["config"])
             base = load_config(file).model_dump(exclude_unset=True)
@@ -175,10 +180,13 @@ class Training:
         self._seconds = 0.0
         self._result: RunResult | None = None
         self.interrupted = False
+        start = read_start(config)
         with self._display, self._stack:
             plan, algorithm, board = self._stack.enter_context(started_run(config))
             folder = self._stack.enter_context(RunFolder(plan.out, plan.as_dict()))
             self._run = TrainingRun(plan, algorithm, folder, self._display)
+            if start is not None:
+                start_from(self._run, plan, start)
             self._board = board
             self._display.on_start(plan, board)
             self._stack = self._stack.pop_all()  # from here on `close` ends them
