@@ -212,7 +212,7 @@ def test_a_run_leaves_everything_that_it_followed_from_and_everything_that_came_
 
     assert all(row["actors_lost"] == {"died": 0, "raised": 0, "hung": 0} for row in metrics)
 
-    assert {path.name for path in (out / "checkpoints").iterdir()} == {"iteration_000001", "iteration_000002"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"iteration_{number:06d}" for number in range(3)}
     for checkpoint in checkpoints_of(out):
         assert read_facts(checkpoint).iteration == iteration_of(checkpoint)
         assert json.loads((checkpoint / "learner.json").read_text())["iteration"] == iteration_of(checkpoint)
