@@ -117,7 +117,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a command that must fail before Ray starts; returns its one line."""
-    monkeypatch.setattr(plan, "local_ray", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(plan, "ray_for", lambda *_: pytest.fail("Ray was started"))
     assert run(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
