@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -14,6 +15,7 @@ from esper_ray.cli.main import TasksConfig, _parse, run
 from esper_ray.lifecycle import SeedStage
 from esper_ray.orchestration.checkpoint import read_facts
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.env_runner import ActorEnv
 from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -253,6 +255,30 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
     assert checkpoint.name == f"iteration_{rows[-1]['iteration']:06d}"
     assert read_facts(checkpoint).iteration == rows[-1]["iteration"]
     assert len((out / "episodes.jsonl").read_text().splitlines()) == 6 * len(rows)
+
+
+def test_a_run_that_an_error_ended_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, step = tmp_path / "run", ActorEnv.step
+
+    def failing(self: ActorEnv, action: int) -> Any:
+        if self.ticket.number >= 6:
+            raise ValueError("the disk is on fire")
+        return step(self, action)
+
+    arguments = ["train", "--iterations", "2", "--runners", "0", "--wait-only-episodes", "0", "--out", str(out), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(ActorEnv, "step", failing)
+        assert run(arguments) == 1
+    assert "the disk is on fire" in capsys.readouterr().err
+    assert json.loads((out / "summary.json").read_text())["interrupted"]
+    assert run(["train", "--resume", str(out)]) == 0
+    assert "Done after 2 of 2 iterations: 12 episodes" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert run(["train", "--resume", str(out)]) == 2
+    assert "is over, after all 2 iterations" in capsys.readouterr().err
 
 
 @pytest.mark.slow
