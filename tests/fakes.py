@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray.rllib.env.env_context import EnvContext
 
+from esper_ray.episode.host_run import Beginning, HostRun
+from esper_ray.episode.signals import EpochOutcome
 from esper_ray.orchestration.env_runner import ActorEnv
 from esper_ray.orchestration.tickets import Ticket, held_out_seeds
 
@@ -66,3 +69,49 @@ class HeldOutEnv(ActorEnv):
         seed = held_out_seeds(self._played + 1)[-1]
         self.ticket = Ticket(1, self._played, seed, seed)
         return super().reset(**kwargs)
+
+
+class FakeHostRun(HostRun):
+    """A host whose epoch is a pause of ten milliseconds; slot, stages and mask are real."""
+
+    def _train(self) -> tuple[float, float, None]:
+        time.sleep(0.01)
+        return 1.0, 50.0, None
+
+    def _validate(self, train_loss: float, train_accuracy: float) -> EpochOutcome:
+        accuracy = 50.0 + self.episode_seed % 7 + self.epoch
+        contribution = 1.0 if self.model.seed_slot.alpha > 0 else None
+        return EpochOutcome(train_loss, train_accuracy, 1.0, accuracy, 1.0, accuracy, contribution)
+
+
+class FakeHostEnv(ActorEnv):
+    """An environment of fake hosts."""
+
+    def _new_run(self, episode_seed: int, beginning: Beginning | None = None) -> HostRun:
+        data = self._data.of_host(self.task, episode_seed)
+        return FakeHostRun(self.task, data, self._device, episode_seed, self.action_table, beginning)
+
+
+class MisbehavingEnv(FakeHostEnv):
+    """An environment of fake hosts whose second actor, once, in the middle of an episode, does what it is told to.
+
+    Args:
+        context: "misdeed", one of "raise", "hang" (for five minutes), "allocate" (512 MB at a time, until it is
+            stopped); "marker", a file that is made first, with the process id in it.
+    """
+
+    def __init__(self, context: EnvContext) -> None:
+        super().__init__(context)
+        self._misdeed, self._marker = context["misdeed"], Path(context["marker"])
+
+    def step(self, action: Any) -> Any:
+        if self._reporter.runner == 2 and self.run.epoch == 5 and not self._marker.exists():
+            self._marker.write_text(str(os.getpid()))
+            if self._misdeed == "raise":
+                raise ValueError("the disk is on fire")
+            if self._misdeed == "hang":
+                time.sleep(300)
+            held = []
+            while self._misdeed == "allocate":
+                held.append(np.ones(2**26))
+        return super().step(action)

@@ -119,5 +119,9 @@ def build_algorithm(actor: ActorSettings, learning: Learning, placement: Placeme
     Raises:
         RayError: an actor could not be built.
     """
-    kind = EpisodeAPPO if learning.learner == "appo" else EpisodePPO
-    return kind(config=build_config(actor, learning, placement))
+    return algorithm_class(learning.learner)(config=build_config(actor, learning, placement))
+
+
+def algorithm_class(learner: Literal["ppo", "appo"]) -> type[EpisodeAlgorithm]:
+    """Returns the class of a learner."""
+    return EpisodeAPPO if learner == "appo" else EpisodePPO

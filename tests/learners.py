@@ -1,0 +1,53 @@
+"""Algorithms on real actors, and what tests look at of them."""
+
+from typing import Any, Literal
+
+import numpy as np
+from conftest import make_fast_task
+
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.learner_config import Learning, algorithm_class, build_config
+from esper_ray.orchestration.placement import Placement
+
+TASK = make_fast_task()
+
+
+def build(
+    runners: int,
+    episodes: int,
+    env: type[ActorEnv] = ActorEnv,
+    policy: Literal["mlp", "lstm"] = "mlp",
+    learner: Literal["ppo", "appo"] = "ppo",
+    cpus: float = 1,
+    **more_env_config: Any,
+) -> EpisodeAlgorithm:
+    """Builds actors on the Ray that runs, and a learner. What is left over is told to the environment."""
+    settings = PPOSettings(minibatch_size=32, update_epochs=2, hidden=(16,), lstm_width=8)
+    learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
+    config = build_config(ActorSettings(TASK), learning, Placement(runners, cpus, 0.0))
+    config.environment(env, env_config={**config.env_config, **more_env_config})
+    return algorithm_class(learner)(config=config)
+
+
+def rows(algorithm: EpisodeAlgorithm) -> list[dict[str, Any]]:
+    """Returns the episodes of the last iteration as they are written down, without the wall time."""
+    found = []
+    for episode in algorithm.episodes:
+        row = episode.record.as_row() | {"runner": episode.ticket.runner, "number": episode.ticket.number}
+        row.pop("seconds")
+        found.append(row)
+    return found
+
+
+def weights(algorithm: EpisodeAlgorithm) -> dict[str, np.ndarray]:
+    """Returns a copy of the learner's weights."""
+    return {name: tensor.numpy(force=True).copy() for name, tensor in algorithm.policy_network.state_dict().items()}
+
+
+def assert_same_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Asserts that two networks are equal to the last bit."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert np.array_equal(found[name], weight), name

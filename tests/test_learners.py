@@ -1,0 +1,271 @@
+"""PPO and APPO, feed-forward and recurrent, on real actors; and the same without any actor."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import ray
+import torch
+from fakes import SlowEnv
+from learners import TASK, assert_same_weights, build, rows, weights
+
+from esper_ray.episode import MorphogenesisEnv
+from esper_ray.episode.rollout import play_episode
+from esper_ray.errors import ConfigurationError
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm, EpisodeAPPO
+from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.policy_network import load_policy
+from esper_ray.orchestration.tickets import assign, assign_number
+
+LEARNERS = list(itertools.product(("ppo", "appo"), ("mlp", "lstm")))
+Learner = Literal["ppo", "appo"]
+Network = Literal["mlp", "lstm"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with local_ray(num_cpus=4):
+        yield
+
+
+def weights_played_with(algorithm: EpisodeAlgorithm) -> list[dict[str, np.ndarray]]:
+    """Returns every tensor of every actor's network."""
+    actors = algorithm.env_runner_group._worker_manager.actors().values()
+    states = ray.get([actor.get_state.remote(components="rl_module") for actor in actors])
+    return [state["rl_module"] for state in states]
+
+
+@pytest.mark.parametrize(("learner", "policy"), LEARNERS)
+def test_after_every_sync_an_actor_has_all_of_the_learner_s_weights(
+    cluster: None, learner: Learner, policy: Network
+) -> None:
+    """All tensors of a network that an actor has: of a recurrent one the critic's too, whose states it records."""
+    algorithm = build(2, 4, policy=policy, learner=learner)
+    try:
+        for _ in range(3):
+            before = weights(algorithm)
+            algorithm.train()
+            if learner == "appo":
+                continue  # its actors play on while it learns: what they have follows below
+            for state in weights_played_with(algorithm):
+                assert state
+                assert_same_weights(state, {name: before[name] for name in state})
+                if policy == "lstm":
+                    assert state.keys() == before.keys()
+        # Whoever plays now has the weights of the last update.
+        algorithm._publish_weights()
+        now = ray.get(algorithm._weights).state["rl_module"]["default_policy"]
+        learned = weights(algorithm)
+        assert_same_weights(now, {name: learned[name] for name in now})
+        for left_out in learned.keys() - now.keys():
+            critic_s = left_out.startswith(("encoder.critic", "vf."))
+            assert "_old_" in left_out or (critic_s and policy == "mlp"), left_out
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize("learner", ["ppo", "appo"])
+def test_what_the_learner_makes_of_a_recurrent_rollout_is_what_the_actor_sampled_it_with(
+    cluster: None, learner: Learner
+) -> None:
+    """The ratio of probabilities is 1 before the first update: states, masks and time steps are aligned."""
+    algorithm = build(2, 4, policy="lstm", learner=learner)
+    before = weights(algorithm)
+    try:
+        played = algorithm._collect()
+        module = algorithm.policy_network
+        assert_same_weights(weights(algorithm), before)
+        for episode in played:
+            rollout = episode.rollout
+            assert rollout is not None
+            observations = {
+                name: torch.from_numpy(column[:-1].copy())[None] for name, column in rollout.get_observations().items()
+            }
+            state = {
+                part: {name: torch.as_tensor(value)[None] for name, value in inner.items()}
+                for part, inner in module.get_initial_state().items()
+            }
+            with torch.no_grad():
+                outputs = module.forward_train({"obs": observations, "state_in": state})
+            logits = outputs["action_dist_inputs"][0]
+            actions = torch.as_tensor(np.asarray(rollout.get_actions()))
+            logp = torch.log_softmax(logits, dim=1).gather(1, actions[:, None].long())[:, 0]
+            sampled = torch.as_tensor(np.asarray(rollout.get_extra_model_outputs("action_logp")))
+            assert torch.allclose(logp, sampled, atol=1e-5)
+    finally:
+        algorithm.stop()
+
+
+@pytest.mark.parametrize("policy", ["mlp", "lstm"])
+def test_without_an_actor_a_run_is_the_one_of_a_single_actor(cluster: None, policy: Network) -> None:
+    """The same episodes, rewards and weights, to the last bit."""
+    found = []
+    for runners in (1, 0):
+        algorithm = build(runners, 3, policy=policy)
+        try:
+            played = []
+            for _ in range(3):
+                algorithm.train()
+                played += rows(algorithm)
+            found.append((played, weights(algorithm)))
+        finally:
+            algorithm.stop()
+    (expected, expected_weights), (alone, weights_alone) = found
+    assert alone == expected
+    assert_same_weights(weights_alone, expected_weights)
+
+
+def test_a_recurrent_policy_remembers(cluster: None) -> None:
+    """Its decisions depend on what came before, in an evaluation as in an actor."""
+    algorithm = build(1, 2, policy="lstm")
+    try:
+        module = algorithm.policy_network
+    finally:
+        algorithm.stop()
+    observation = MorphogenesisEnv(TASK).reset(seed=1)[0]
+    batch = {"obs": {name: torch.from_numpy(value)[None, None] for name, value in observation.items()}}
+    state = {
+        part: {name: torch.as_tensor(value)[None] for name, value in inner.items()}
+        for part, inner in module.get_initial_state().items()
+    }
+    with torch.no_grad():
+        first = module.forward_inference({**batch, "state_in": state})
+        second = module.forward_inference({**batch, "state_in": first["state_out"]})
+    legal = batch["obs"]["action_mask"][0, 0] == 1
+    assert not torch.equal(first["action_dist_inputs"][0, 0][legal], second["action_dist_inputs"][0, 0][legal])
+
+
+@pytest.mark.parametrize(("learner", "policy"), LEARNERS)
+def test_a_policy_from_a_checkpoint_plays_an_actor_s_episodes_again(
+    cluster: None, tmp_path: Path, learner: Learner, policy: Network
+) -> None:
+    algorithm = build(1, 2, policy=policy, learner=learner)
+    try:
+        algorithm.write_checkpoint(tmp_path)
+        algorithm.train()
+        expected = rows(algorithm)
+    finally:
+        algorithm.stop()
+    learned = LearnedPolicy(load_policy(tmp_path))
+    for row in expected:
+        again = play_episode(MorphogenesisEnv(TASK), learned, row["episode_seed"]).as_row()
+        assert {name: value for name, value in again.items() if name != "seconds"} == {
+            name: value for name, value in row.items() if name not in ("runner", "number")
+        }
+
+
+@pytest.mark.parametrize(("learner", "policy"), LEARNERS)
+def test_a_checkpoint_goes_on_as_if_nothing_had_been(
+    cluster: None, tmp_path: Path, learner: Learner, policy: Network
+) -> None:
+    """Of one actor, whose episodes come in order: with APPO more of them only change when weights arrive."""
+    algorithm = build(1, 2, policy=policy, learner=learner)
+    try:
+        algorithm.train()
+        algorithm.write_checkpoint(tmp_path)
+        saved = weights(algorithm)
+        consumed = algorithm.consumed
+    finally:
+        algorithm.stop()
+    found = []
+    for _ in range(2):
+        resumed = build(1, 2, policy=policy, learner=learner)
+        try:
+            resumed.take_up(tmp_path)
+            assert resumed.iteration == 1
+            assert resumed.consumed == consumed
+            assert_same_weights(weights(resumed), saved)
+            resumed.train()
+            found.append((rows(resumed), weights(resumed)))
+        finally:
+            resumed.stop()
+    assert [row["number"] for row in found[0][0]] == [2, 3]
+    assert found[0][0] == found[1][0]
+    assert_same_weights(found[1][1], found[0][1])
+
+
+@pytest.mark.parametrize("learner", ["ppo", "appo"])
+def test_a_new_run_begins_with_another_s_policy_and_nothing_else(
+    cluster: None, tmp_path: Path, learner: Learner
+) -> None:
+    algorithm = build(1, 2, learner=learner)
+    try:
+        algorithm.train()
+        algorithm.write_checkpoint(tmp_path)
+        saved = weights(algorithm)
+    finally:
+        algorithm.stop()
+    new = build(1, 2, learner=learner)
+    try:
+        new.start_from(tmp_path)
+        assert new.iteration == 0
+        assert_same_weights(
+            {name: value for name, value in weights(new).items() if "_old_" not in name},
+            {name: value for name, value in saved.items() if "_old_" not in name},
+        )
+        assert not new._optimizer.state_dict()["state"]
+        new.train()
+        assert [row["number"] for row in rows(new)] == [0, 1]
+    finally:
+        new.stop()
+
+
+def test_appo_does_not_wait_for_a_slow_actor_and_counts_no_episode_twice(cluster: None) -> None:
+    algorithm = build(2, 4, env=SlowEnv, learner="appo")
+    tickets = []
+    try:
+        for _ in range(4):
+            algorithm.train()
+            assert len(algorithm.episodes) == 4
+            tickets += [episode.ticket for episode in algorithm.episodes]
+        consumed = algorithm.consumed
+        seeds = algorithm.training_seeds(4)
+    finally:
+        algorithm.stop()
+    assert len(set(tickets)) == len(tickets) == 16
+    by_runner = Counter(ticket.runner for ticket in tickets)
+    assert by_runner[2] > 2 * by_runner[1]
+    assert consumed == (by_runner[1], by_runner[2])
+    expected = {assign_number(runner, number, 3) for runner in (1, 2) for number in range(consumed[runner - 1])}
+    assert set(tickets) == expected
+    assert {ticket.episode_seed for ticket in tickets} <= seeds
+
+
+def test_ppo_waits_for_every_actor(cluster: None) -> None:
+    algorithm = build(2, 4, env=SlowEnv)
+    try:
+        algorithm.train()
+        assert [episode.ticket for episode in algorithm.episodes] == assign(4, 2, 0, base_seed=3)
+    finally:
+        algorithm.stop()
+
+
+def test_appo_learns_to_take_what_is_rewarded(cluster: None) -> None:
+    """Its updates move the policy, and keep its probabilities finite under the mask."""
+    algorithm = build(1, 8, learner="appo")
+    assert isinstance(algorithm, EpisodeAPPO)
+    before = weights(algorithm)
+    try:
+        for _ in range(2):
+            algorithm.train()
+            figures = algorithm.learner_figures
+            assert all(value is None or np.isfinite(value) for value in figures.values()), figures
+        after = weights(algorithm)
+    finally:
+        algorithm.stop()
+    assert all(np.isfinite(value).all() for value in after.values())
+    moved = [name for name, value in after.items() if not np.array_equal(value, before[name])]
+    assert any(name.startswith("pi.") for name in moved)
+    assert any(name.startswith("_old_pi.") for name in moved)
+
+
+@pytest.mark.parametrize("values", [{"runners": 0}, {"skip_forced_waits": True}])
+def test_appo_refuses_what_it_cannot_do(values: dict[str, Any]) -> None:
+    with pytest.raises((ConfigurationError, ValueError), match="learner appo"):
+        TrainConfig(learner="appo", **values)
