@@ -47,20 +47,6 @@ class DyingEnv(ActorEnv):
         return super().step(action)
 
 
-class RaisingEnv(ActorEnv):
-    """An environment whose second actor raises once in the middle of an episode."""
-
-    def __init__(self, context: EnvContext) -> None:
-        super().__init__(context)
-        self._marker = Path(context["marker"])
-
-    def step(self, action: Any) -> Any:
-        if self._reporter.runner == 2 and self.run.epoch == 5 and not self._marker.exists():
-            self._marker.touch()
-            raise ValueError("the disk is on fire")
-        return super().step(action)
-
-
 class HeldOutEnv(ActorEnv):
     """An environment that plays the held-out hosts one after the other, whoever runs it."""
 
