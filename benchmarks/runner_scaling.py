@@ -10,10 +10,11 @@ import argparse
 import time
 from statistics import median
 
-from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorSettings
+from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.tickets import assign
 from esper_ray.policies import WaitPolicy
@@ -22,7 +23,7 @@ from esper_ray.tasks import get_task_spec
 TASK = get_task_spec("digits")
 
 
-def host_epochs_per_second(algorithm: EpisodePPO, runners: int, episodes_each: int, round_number: int) -> float:
+def host_epochs_per_second(algorithm: EpisodeAlgorithm, runners: int, episodes_each: int, round_number: int) -> float:
     """Plays `episodes_each` episodes on each of the first `runners` actors and returns the rate over all of them."""
     tickets = assign(runners * episodes_each, runners, round_number, base_seed=0)
     started = time.perf_counter()
@@ -37,10 +38,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds of one and two runners in turn")
     arguments = parser.parse_args()
     with local_ray():
-        config = build_config(
-            ActorSettings(TASK), PPOSettings(), Placement(2, 1, 0.0), iterations=1, episodes_per_iteration=2, seed=0
-        )
-        algorithm = EpisodePPO(config=config)
+        learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=2, seed=0)
+        algorithm = build_algorithm(ActorSettings(TASK), learning, Placement(2, 1, 0.0))
         try:
             host_epochs_per_second(algorithm, 2, 1, 0)
             ratios = []

@@ -2,18 +2,21 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from esper_ray.cli.main import TasksConfig, _parse, run
 from esper_ray.lifecycle import SeedStage
+from esper_ray.orchestration.checkpoint import read_facts
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.env_runner import ActorEnv
+from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -32,7 +35,7 @@ SMALL = [
         ("train --runers 2", "unknown flag '--runers': did you mean '--runners'?"),
         ("trian", "unknown command 'trian': did you mean 'train'?"),
         ("tasks digitz", "unknown task 'digitz': did you mean 'digits'?"),
-        ("train --runners 0", "--runners: input should be greater than or equal to 1, got 0"),
+        ("train --runners -1", "--runners: input should be greater than or equal to 0, got -1"),
         ("train --runners two", "--runners"),
         ("train --iterations 0", "--iterations: input should be greater than or equal to 1, got 0"),
         ("train --ppo.clip -1", "--ppo.clip: input should be greater than 0, got -1.0"),
@@ -61,6 +64,14 @@ SMALL = [
         ("train --task fashion_mnist --data-dir nowhere", "looked for train-images-idx3-ubyte.gz"),
         ("train --config nowhere.yaml", "cannot be read: No such file"),
         ("train --out /dev/null", "is not a folder"),
+        ("train --learner appo --runners 0", "learner appo learns while actors play: it needs 1 runner at least"),
+        ("train --learner appo --skip-forced-waits", "learner appo needs episodes of equal length"),
+        ("train --address here", "--address here: expected HOST:PORT or auto"),
+        ("train --address 127.0.0.1:9", "--address 127.0.0.1:9: no Ray cluster answers there"),
+        ("train --from-checkpoint nowhere", "nowhere is no checkpoint: there is no such folder"),
+        ("train --resume nowhere", "nowhere holds no run: config.json cannot be read"),
+        ("train --resume nowhere --iterations 3", "leave out --iterations with --resume"),
+        ("plan --runners two", "--runners"),
         ("train --out /dev/null/run", "cannot be written"),
     ],
 )
@@ -81,6 +92,8 @@ def test_bad_input_is_one_line_and_exit_code_two(
     [
         ("train --runners 4000", "4000 runners do not fit: each needs 1 CPU and the cluster has {cpus} in all"),
         ("train --runners 1 --device cuda", "--device cuda: the cluster has no GPU"),
+        ("train --runners 0 --device cuda", "--runners 0 plays in this process, to which Ray gives no GPU"),
+        ("plan --runners 4000", "4000 runners do not fit: each needs 1 CPU and the cluster has {cpus} in all"),
         ("train --out /proc/run", "cannot be written"),
     ],
 )
@@ -199,9 +212,13 @@ def test_a_run_leaves_everything_that_it_followed_from_and_everything_that_came_
     assert all(len(episode["per_epoch"]["gradient_norm"]) == 12 for episode in episodes)
     assert metrics[0]["return"] == pytest.approx(sum(e["return"] for e in episodes[:6]) / 6, rel=1e-5)
 
-    (checkpoint,) = (out / "checkpoints").iterdir()
-    assert checkpoint.name == "iteration_000002"
-    assert pickle.loads((checkpoint / "algorithm_state.pkl").read_bytes())["training_iteration"] == 2
+    assert all(row["actors_lost"] == {"died": 0, "raised": 0, "hung": 0} for row in metrics)
+
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {f"iteration_{number:06d}" for number in range(3)}
+    for checkpoint in checkpoints_of(out):
+        assert read_facts(checkpoint).iteration == iteration_of(checkpoint)
+        assert json.loads((checkpoint / "learner.json").read_text())["iteration"] == iteration_of(checkpoint)
+        assert {path.suffix for path in checkpoint.rglob("*")} == {".json", ".safetensors"}, "nothing that is executed"
     assert list(out.glob("events.out.tfevents.*"))
     assert json.loads((out / "summary.json").read_text())["episodes"] == 12
 
@@ -234,9 +251,34 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
     assert errors == ""
     assert "Interrupted after " in printed
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    (checkpoint,) = (out / "checkpoints").iterdir()
+    *_, checkpoint = checkpoints_of(out)
     assert checkpoint.name == f"iteration_{rows[-1]['iteration']:06d}"
+    assert read_facts(checkpoint).iteration == rows[-1]["iteration"]
     assert len((out / "episodes.jsonl").read_text().splitlines()) == 6 * len(rows)
+
+
+def test_a_run_that_an_error_ended_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, step = tmp_path / "run", ActorEnv.step
+
+    def failing(self: ActorEnv, action: int) -> Any:
+        if self.ticket.number >= 6:
+            raise ValueError("the disk is on fire")
+        return step(self, action)
+
+    arguments = ["train", "--iterations", "2", "--runners", "0", "--wait-only-episodes", "0", "--out", str(out), *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(ActorEnv, "step", failing)
+        assert run(arguments) == 1
+    assert "the disk is on fire" in capsys.readouterr().err
+    assert json.loads((out / "summary.json").read_text())["interrupted"]
+    assert run(["train", "--resume", str(out)]) == 0
+    assert "Done after 2 of 2 iterations: 12 episodes" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert run(["train", "--resume", str(out)]) == 2
+    assert "is over, after all 2 iterations" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from esper_ray.orchestration.health import UpdateWatch, explained_variance, value_targets, warnings_of
+from esper_ray.orchestration.policy_network import initial_state, rllib_model_config
 from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
 
 RNG = np.random.default_rng(0)
@@ -18,13 +18,13 @@ GAMMA, LAMBDA, CLIP = 0.9, 0.8, 0.2
 MASKS = [[1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
 
 
-@pytest.fixture
-def module() -> MaskedPPOTorchRLModule:
+@pytest.fixture(params=["mlp", "lstm"])
+def module(request: pytest.FixtureRequest) -> MaskedPPOTorchRLModule:
     torch.manual_seed(0)
     return MaskedPPOTorchRLModule(
         observation_space=SPACE,
         action_space=gym.spaces.Discrete(4),
-        model_config=DefaultModelConfig(fcnet_hiddens=[8], fcnet_activation="tanh", vf_share_layers=False),
+        model_config=rllib_model_config(request.param, hidden=(8,), lstm_width=6, steps=20),
     )
 
 
@@ -55,10 +55,21 @@ def watch(module: MaskedPPOTorchRLModule, *rollouts: SingleAgentEpisode) -> Upda
 def forward(module: MaskedPPOTorchRLModule, episode: SingleAgentEpisode) -> tuple[torch.Tensor, np.ndarray]:
     """The probabilities (T, A) and the values (T,) of an episode's steps, as the module gives them."""
     observations = episode.get_observations(slice(0, len(episode)))
-    batch = {"obs": {name: torch.from_numpy(np.array(value)) for name, value in observations.items()}}
+    steps = {name: torch.from_numpy(np.array(value)) for name, value in observations.items()}
     with torch.no_grad():
-        probabilities = module.forward_train(batch)["action_dist_inputs"].softmax(dim=1)
-        return probabilities, module.compute_values(batch).numpy()
+        if not module.is_stateful():
+            batch: dict[str, Any] = {"obs": steps}
+            return module.forward_train(batch)["action_dist_inputs"].softmax(dim=1), module.compute_values(
+                batch
+            ).numpy()
+        probabilities, values, state = [], [], initial_state(module, 1)
+        for t in range(len(episode)):  # as an actor plays it, step by step
+            batch = {"obs": {name: value[None, t : t + 1] for name, value in steps.items()}, "state_in": state}
+            outputs = module.forward_train(batch)
+            probabilities.append(outputs["action_dist_inputs"][0].softmax(dim=1))
+            values.append(module.compute_values(batch)[0].numpy())
+            state = outputs["state_out"]
+        return torch.cat(probabilities), np.concatenate(values)
 
 
 def lambda_returns(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:

@@ -15,12 +15,13 @@ from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration import checkpoint as checkpoints
-from esper_ray.orchestration.algorithm import EpisodePPO, build_config
+from esper_ray.orchestration.algorithm import EpisodePPO
 from esper_ray.orchestration.checkpoint import held_out, read_facts, write_facts
 from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorSettings
 from esper_ray.orchestration.learned_policy import LearnedPolicy
+from esper_ray.orchestration.learner_config import Learning, build_config
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.tickets import development_seeds, held_out_seeds
 from esper_ray.policies import SchedulePolicy
@@ -104,7 +105,8 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     greedy = ["--greedy"] * (way == "greedy")
     assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
     actor = ActorSettings(read_facts(trained).task_spec())
-    config = build_config(actor, PPOSettings(), Placement(1, 1, 0.0), iterations=1, episodes_per_iteration=4, seed=0)
+    learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=4, seed=0)
+    config = build_config(actor, learning, Placement(1, 1, 0.0))
     config.environment(HeldOutEnv)
     config.evaluation(
         evaluation_interval=1,
@@ -115,7 +117,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     )
     algorithm = EpisodePPO(config=config)
     try:
-        algorithm.restore_from_path(str(trained / "learner_group"), component="learner_group")
+        algorithm.start_from(trained)
         algorithm.eval_env_runner.module.set_state(algorithm.policy_network.get_state())
         found = algorithm.evaluate()["env_runners"]
     finally:
@@ -296,7 +298,7 @@ def write_facts_again(checkpoint: Path, facts: checkpoints.CheckpointFacts) -> N
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (checkpoint / "esper_ray.json").read_text()
-    weights = next(checkpoint.rglob("rl_module/**/module_state.p*"))
+    weights = checkpoint / "policy.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-7] + b"garbage")
     assert "is not as it was written; take another one" in refused(capsys, "evaluate", checkpoint)

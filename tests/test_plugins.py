@@ -14,10 +14,10 @@ from esper_ray.cli.main import run
 from esper_ray.data import source
 from esper_ray.models import CNNHost, blueprints, host, hosts
 from esper_ray.orchestration import plan
-from esper_ray.orchestration.algorithm import EpisodePPO, build_config
 from esper_ray.orchestration.cluster import plugin_environment
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import get_task_spec, registry, task_names
@@ -117,7 +117,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a command that must fail before Ray starts; returns its one line."""
-    monkeypatch.setattr(plan, "local_ray", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(plan, "ray_for", lambda *_: pytest.fail("Ray was started"))
     assert run(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -297,15 +297,9 @@ def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
 @pytest.mark.slow
 def test_actors_on_other_machines_get_the_plugin_s_source(two_nodes: tuple[str, Cluster], tmp_path: Path) -> None:
     name, _ = two_nodes
-    config = build_config(
-        ActorSettings(get_task_spec(name), plugins=(name,)),
-        PPOSettings(minibatch_size=32, update_epochs=2),
-        Placement(2, 1, 0.0),
-        iterations=1,
-        episodes_per_iteration=4,
-        seed=0,
-    )
-    algorithm = EpisodePPO(config=config)
+    settings = PPOSettings(minibatch_size=32, update_epochs=2)
+    learning = Learning(settings, iterations=1, episodes_per_iteration=4, seed=0)
+    algorithm = build_algorithm(ActorSettings(get_task_spec(name), plugins=(name,)), learning, Placement(2, 1, 0.0))
     try:
         algorithm.train()
         found = algorithm.env_runner_group.foreach_env_runner(where, local_env_runner=False)

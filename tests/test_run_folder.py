@@ -13,11 +13,13 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.env_runner import Seat
 from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
 from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.plan import RunPlan
+from esper_ray.orchestration.preflight import Preflight
 from esper_ray.orchestration.progress import HostProgress
-from esper_ray.orchestration.run_folder import RunFolder, require_usable
+from esper_ray.orchestration.run_folder import RunFolder, iteration_of, read_metrics, require_usable
 from esper_ray.policies import RandomPolicy, SchedulePolicy
 
 ENV = MorphogenesisEnv(make_fast_task())
@@ -39,7 +41,9 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), 32, NAMES, tmp_path / "run")
+    seats = tuple(Seat(runner, "here", "node", "cpu", epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
+    preflight = Preflight(seats, ENV.task.max_epochs, timeout_seconds=60.0)
+    return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), preflight, 32, NAMES, tmp_path / "run")
 
 
 def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:
@@ -53,17 +57,68 @@ def iteration_row(records: list[EpisodeRecord]) -> dict[str, object]:
 
 
 def test_a_checkpoint_that_fails_leaves_nothing_and_one_that_succeeds_is_whole(tmp_path: Path) -> None:
-    def fail(path: str) -> None:
-        (Path(path) / "half").touch()
+    def fail(path: Path) -> None:
+        (path / "half").touch()
         raise OSError("disk full")
 
     with RunFolder(tmp_path / "run", {}) as folder:
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(RunFolderError, match="iteration 1 could not be written: disk full; there is none yet"):
             folder.save_checkpoint(1, fail)
         assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-        saved = folder.save_checkpoint(1, lambda path: (Path(path) / "whole").touch())
+        saved = folder.save_checkpoint(1, lambda path: (path / "whole").touch())
         assert [path.name for path in saved.iterdir()] == ["whole"]
         assert folder.save_checkpoint(1, fail) == saved
+        with pytest.raises(RunFolderError, match="disk full; the last one is iteration_000001"):
+            folder.save_checkpoint(2, fail)
+        assert list((tmp_path / "run" / "checkpoints").iterdir()) == [saved]
+
+
+def test_the_two_last_checkpoints_stay_and_those_of_every_so_many_iterations(tmp_path: Path) -> None:
+    there = []
+    with RunFolder(tmp_path / "run", {}) as folder:
+        for iteration in range(8):
+            folder.save_checkpoint(iteration, lambda path: (path / "whole").touch(), keep_every=3)
+            there.append([iteration_of(path) for path in folder.checkpoints()])
+    assert there[:4] == [[0], [0, 1], [0, 1, 2], [0, 2, 3]]
+    assert there[-1] == [0, 3, 6, 7]
+
+
+def test_a_run_that_goes_on_keeps_what_it_had_come_to_and_nothing_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder(path, {}) as folder:
+        for iteration in (1, 2, 3):
+            folder.add_iteration({"iteration": iteration})
+            folder.save_checkpoint(iteration, lambda path: (path / "whole").touch())
+        folder.hosts.mkdir()
+        folder.write_summary({"interrupted": True})
+    (path / "checkpoints" / ".writing-half").mkdir()
+    with (path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"iteration": 1, "ret')
+    with RunFolder(path, {}, keep_iterations=2) as folder:
+        assert [iteration_of(checkpoint) for checkpoint in folder.checkpoints()] == [1, 2]
+        folder.add_iteration({"iteration": 3, "again": True})
+    assert read_metrics(path) == [{"iteration": 1}, {"iteration": 2}, {"iteration": 3, "again": True}]
+    assert sorted(entry.name for entry in (path / "checkpoints").iterdir()) == ["iteration_000001", "iteration_000002"]
+    assert folder.hosts.is_dir()
+    assert not (path / "summary.json").exists()
+
+    with RunFolder(path, {}, keep_iterations=1, keep_policies=False) as folder:
+        assert folder.checkpoints() == []
+        assert not folder.hosts.exists()
+    assert read_metrics(path) == [{"iteration": 1}]
+    with RunFolder(path, {}):
+        assert read_metrics(path) == []
+
+
+def test_no_two_write_the_same_run(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {}) as folder:
+        folder.add_iteration({"iteration": 1})
+        for keep_iterations in (None, 1):
+            with pytest.raises(RunFolderError, match="goes on in another process"):
+                RunFolder(tmp_path / "run", {}, keep_iterations)
+    assert read_metrics(tmp_path / "run") == [{"iteration": 1}]
+    with RunFolder(tmp_path / "run", {}, keep_iterations=1):
+        pass
 
 
 def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown key of the learner": ({"train": {"ppo": {"lr": 1}}}, "unknown key 'train.ppo.lr'"),
     "a seed in train": ({"train": {"seed": 1}}, "train.seed is not for a search; leave it out, see seeds"),
+    "a policy to begin with": (
+        {"train": {"from_checkpoint": "x"}},
+        "train.from_checkpoint is not for a search; leave it out",
+    ),
+    "a searched timeout": (
+        {"space": {"episode_timeout": {"grid": [1, 2]}}},
+        "space.episode_timeout cannot be searched",
+    ),
     "a folder in train": ({"train": {"out": "x"}}, "train.out is not for a search"),
     "unknown searched key": (
         {"space": {"ppo.lr_strat": {"grid": [1]}}},
@@ -94,6 +102,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a network that changes in mid-run": (
         {"scheduler": {"kind": "pbt", "interval": 2}, "space": {"ppo.hidden": {"choice": [[8], [16]]}}},
         "scheduler pbt changes what it draws in mid-run, which ppo.hidden does not allow",
+    ),
+    "a memory that changes in mid-run": (
+        {"scheduler": {"kind": "pbt", "interval": 2}, "space": {"ppo.lstm_width": {"randint": [8, 64]}}},
+        "scheduler pbt changes what it draws in mid-run, which ppo.lstm_width does not allow",
     ),
     "nothing to change": ({"scheduler": {"kind": "pbt", "interval": 2}}, "everything is a grid"),
     "a grid for optuna": ({"algorithm": "optuna"}, "ppo.lr_start has a grid: use choice"),

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from esper_ray import Session
 from esper_ray.errors import ConfigurationError, PlacementError
 from esper_ray.orchestration.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
+from esper_ray.orchestration.policy_network import read_policy
 
 SMALL: dict[str, Any] = {
     **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},
@@ -108,6 +110,8 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
             session.train(taks="digits")
         with pytest.raises(ConfigurationError, match="iterations: Input should be greater"):
             session.train(iterations=0)
+        with pytest.raises(ConfigurationError, match="resume is for the command line: esper-ray train --resume"):
+            session.train(resume="runs/other")
         training = session.train(**SMALL).run(1)
         assert not training.is_over
         assert list(training.iterations.index) == [1]
@@ -133,7 +137,9 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
             == 3
         )
         assert training.report().stat().st_size > 100_000
-        open_training = session.train(**SMALL)
+        open_training = session.train(**SMALL, from_checkpoint=training.checkpoint)
+        learned, begun = (read_policy(run.checkpoint)[1] for run in (training, open_training))
+        assert all(torch.equal(learned[name], weight) for name, weight in begun.items())
         with pytest.raises(PlacementError, match="others leave 0 free; first end what holds them"):
             session.train(**SMALL)
     assert training.checkpoint.name == "iteration_000004"

@@ -41,6 +41,8 @@ from esper_ray.report import write_report
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_NOT_IN_A_SESSION = {"resume", "address", "logger"}
+
 
 class Session:
     """Starts Ray, and ends it with everything that runs on it. Use it as a context manager, or `open` and `close` it.
@@ -105,6 +107,8 @@ class Session:
         Raises:
             EsperError: a setting is unknown or not valid, or as `esper-ray train` says; nothing is written.
         """
+        for name in _NOT_IN_A_SESSION & settings.keys():
+            raise ConfigurationError(f"train: {name} is for the command line: esper-ray train --{name}")
         if "config" in settings:
             file = Path(settings["config"])
             base = load_config(file).model_dump(exclude_unset=True)

@@ -171,8 +171,8 @@ class Dispatcher:
             EpisodeFailedError: its actor was lost three times over an episode, or no actor is left.
         """
         while not queue.finished:
+            self._start_idle(queue)  # not to be interrupted: a ticket that was taken would be lost
             with allowed_interrupts():
-                self._start_idle(queue)
                 done = self._wait()
             self._take_up(done)
         return queue.finished.popleft()

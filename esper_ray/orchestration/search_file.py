@@ -28,6 +28,7 @@ _FLAG_OF = {
     "data.hub": "hub",
 }
 """Setting of a task → the setting of `train` that stands for it and would win."""
+_NETWORK = {"ppo.hidden", "ppo.lstm_width"}
 _MOST_EXAMPLES = 200
 """Combinations of values that are checked before a search."""
 _GIVEN_PER_TRIAL = ("config", "out", "overwrite", "seed", "logger", "resume", "from_checkpoint", "address")
@@ -206,7 +207,8 @@ class SearchFile(_Strict):
         if self.scheduler.kind != "pbt":
             return self
         drawn = [key for key, values in self.space.items() if not isinstance(values, Grid)]
-        fixed = [key for key in drawn if key == "ppo.hidden" or not key.startswith(("ppo.", f"{TASK_PREFIX}reward."))]
+        may_change = ("ppo.", f"{TASK_PREFIX}reward.")
+        fixed = [key for key in drawn if key in _NETWORK or not key.startswith(may_change)]
         if fixed:
             raise ValueError(
                 f"scheduler pbt changes what it draws in mid-run, which {fixed[0]} does not allow: use grid"

@@ -32,6 +32,7 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
             run.result.interrupted = True
         finally:
             board.close()
+            run.result.interrupted |= not run.is_over
             run.finish(time.monotonic() - started)
     return run.result
 
