@@ -45,5 +45,6 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
             run.result.interrupted = True
         finally:
             board.close()
+            run.result.interrupted |= not run.is_over
             run.finish(time.monotonic() - started)
     return run.result
