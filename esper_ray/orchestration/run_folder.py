@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 METRICS_FILE = "metrics.jsonl"
-_EPISODES = "episodes.jsonl"
+EPISODES_FILE = "episodes.jsonl"
 _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
 HOSTS = "hosts"
@@ -113,9 +113,11 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
         RunFolderError: the file cannot be read, or is damaged.
     """
-    rows = _read_rows(path / _EPISODES)
+    rows = _read_rows(path / EPISODES_FILE)
     if any(not isinstance(row, dict) or "episode" not in row or "kept_blueprint" not in row for row in rows):
-        raise RunFolderError(f"{path / _EPISODES} was written by an earlier version of esper_ray; play the run again")
+        raise RunFolderError(
+            f"{path / EPISODES_FILE} was written by an earlier version of esper_ray; play the run again"
+        )
     return {row["episode"]: row for row in rows}
 
 
@@ -225,7 +227,7 @@ class RunFolder:
                 (path / IN_PROGRESS).mkdir()
                 opened.callback(shutil.rmtree, path / IN_PROGRESS, ignore_errors=True)
                 self._metrics = opened.enter_context(closing(AppendFile(path / METRICS_FILE)))
-                self._episodes = opened.enter_context(closing(AppendFile(path / _EPISODES)))
+                self._episodes = opened.enter_context(closing(AppendFile(path / EPISODES_FILE)))
                 self._events = opened.enter_context(closing(TensorBoardEvents(path, (keep_iterations or 0) + 1)))
             except OSError as error:
                 raise RunFolderError(
@@ -234,7 +236,7 @@ class RunFolder:
             self._opened = opened.pop_all()
 
     def _remove_old_run(self) -> None:
-        for name in (_CONFIG, METRICS_FILE, _EPISODES, _SUMMARY):
+        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
@@ -246,7 +248,7 @@ class RunFolder:
         for partial in self.path.glob(f"*{_PARTIAL}"):
             partial.unlink()
         (self.path / _SUMMARY).unlink(missing_ok=True)
-        for name in (METRICS_FILE, _EPISODES):
+        for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]

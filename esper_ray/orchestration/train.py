@@ -1,6 +1,7 @@
 """The main job, from its start to its end."""
 
 import time
+from contextlib import ExitStack
 
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.loggers import logged, require_loggers
@@ -25,16 +26,17 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
     require_loggers(config.logger)
     start = read_start(config) if resumption is None else None
     kept = resumption.iteration if resumption is not None else None
-    with (
-        started_run(config, resumed=resumption is not None) as (plan, algorithm, board),
-        RunFolder(plan.out, described(plan, resumption), keep_iterations=kept) as folder,
-        logged(observer, config.logger, plan) as watching,
-    ):
+    with ExitStack() as stack:
+        plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
+        if start is not None:  # before anything is written: it may be refused
+            start_from(algorithm, plan, start)
+        if resumption is not None and resumption.checkpoint is not None:
+            take_up(algorithm, plan, resumption.checkpoint)
+        folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
+        watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)
-        if start is not None:
-            start_from(run, plan, start)
         if resumption is not None and kept is not None:
-            take_up(run, plan, resumption)
+            run.take_up(resumption.tally)
         watching.on_start(plan, board)
         try:
             if kept is None:
