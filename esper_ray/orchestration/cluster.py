@@ -41,7 +41,7 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
         with local_ray(plugins=plugins):
             yield
         return
-    _be_quiet()
+    be_quiet()
     _require_answer(address)
     package = str(Path(esper_ray.__file__).parent)
     try:
@@ -84,7 +84,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
+    """Keeps Ray and RLlib from writing to the terminal."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
@@ -109,7 +110,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         _require_importable(plugins)
         yield
         return
-    _be_quiet()
+    be_quiet()
     session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
     with guarded(session):
         try:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from esper_ray.errors import CheckpointError, ConfigurationError, RunFolderError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.checkpoint import CheckpointFacts, read_facts, require_same_spaces
+from esper_ray.orchestration.cluster import be_quiet
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.learner_state import read_learner_state
 from esper_ray.orchestration.plan import ORIGIN, RunPlan
@@ -23,6 +24,7 @@ from esper_ray.orchestration.run_folder import (
     read_config,
     read_episodes,
     read_metrics,
+    require_unlocked,
 )
 from esper_ray.orchestration.run_result import RunTally, read_tally
 from esper_ray.plugins import require_elsewhere
@@ -60,7 +62,7 @@ def find_resumption(asked: TrainConfig) -> Resumption:
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.
-        RunFolderError: it is no training run, it is over, or a part of it is missing.
+        RunFolderError: it is no training run, it is over, another process writes it, or a part of it is missing.
         CheckpointError: none of its checkpoints can be read.
     """
     assert asked.resume is not None
@@ -71,7 +73,9 @@ def find_resumption(asked: TrainConfig) -> Resumption:
                 f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
                 f"a new one can begin with its policy: --from-checkpoint {run}/checkpoints/iteration_N"
             )
+    be_quiet()  # RLlib warns about its own networks
     stored = read_config(run)
+    require_unlocked(run)
     config = _config_of(run, stored)
     require_elsewhere(config.plugin, run)
     if has_ended(run):
@@ -119,8 +123,8 @@ def _last_good(run: Path) -> Path | None:
         return checkpoint
     if damaged:
         raise damaged[0]
-    if (run / METRICS_FILE).exists() and read_metrics(run):
-        raise RunFolderError(f"{run} has iterations, and no checkpoint; begin a new run")
+    if (run / METRICS_FILE).exists() and len(read_metrics(run)) > 1:  # of one, it may have ended within
+        raise RunFolderError(f"{run} has iterations that are over, and no checkpoint; begin a new run")
     return None
 
 
@@ -138,14 +142,13 @@ def _require_whole(run: Path, checkpoint: Path) -> None:
         raise CheckpointError(
             f"the checkpoint {checkpoint} is damaged: its files disagree about how many iterations are over"
         )
-    there = [row.get("iteration") for row in read_metrics(run)] if facts.iteration else []
-    if there[: facts.iteration] != list(range(1, len(there[: facts.iteration]) + 1)) or len(there) < facts.iteration:
-        raise RunFolderError(f"{run / METRICS_FILE} lacks iterations before {facts.iteration}; begin a new run")
-    numbers = list(read_episodes(run)) if facts.iteration else []
-    if numbers[: len(tally.trained)] != list(range(1, len(tally.trained) + 1)):
-        raise RunFolderError(
-            f"{run / EPISODES_FILE} lacks episodes before iteration {facts.iteration}; begin a new run"
-        )
+    iterations = [row.get("iteration") for row in read_metrics(run)]
+    for file, numbers, count in (
+        (METRICS_FILE, iterations, facts.iteration),
+        (EPISODES_FILE, list(read_episodes(run)), len(tally.trained)),
+    ):
+        if numbers[:count] != list(range(1, len(numbers[:count]) + 1)) or len(numbers) < count:
+            raise RunFolderError(f"{run / file} lacks rows before iteration {facts.iteration}; begin a new run")
 
 
 def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
@@ -180,6 +183,7 @@ def read_start(config: TrainConfig) -> CheckpointFacts | None:
     """
     if config.from_checkpoint is None:
         return None
+    be_quiet()
     facts = read_facts(config.from_checkpoint)
     load_policy(config.from_checkpoint)
     return facts

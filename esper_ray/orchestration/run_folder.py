@@ -115,9 +115,8 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     """
     rows = _read_rows(path / EPISODES_FILE)
     if any(not isinstance(row, dict) or "episode" not in row or "kept_blueprint" not in row for row in rows):
-        raise RunFolderError(
-            f"{path / EPISODES_FILE} was written by an earlier version of esper_ray; play the run again"
-        )
+        file = path / EPISODES_FILE
+        raise RunFolderError(f"{file} was written by an earlier version of esper_ray; play the run again")
     return {row["episode"]: row for row in rows}
 
 
@@ -129,6 +128,8 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RunFolderError(f"{file} is damaged: {error}; play the run again") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise RunFolderError(f"{file} is damaged: expected an object in every line; play the run again")
     return rows
 
 
@@ -192,6 +193,15 @@ def _lock(folder: Path) -> int:
     except OSError:  # a network drive that locks files only
         logger.warning("%s cannot be locked: see to it that no other process writes there", folder)
     return descriptor
+
+
+def require_unlocked(folder: Path) -> None:
+    """Checks, without writing anything, that no other process writes the run.
+
+    Raises:
+        RunFolderError: another one does.
+    """
+    os.close(_lock(folder))
 
 
 class RunFolder:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -33,6 +33,8 @@ class RunTally:
         losses: actors that were lost and replaced, by cause, see `dispatch.CAUSES`.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
     wait_only: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
     stage_counts: dict[str, int] = field(default_factory=dict)
@@ -58,7 +60,7 @@ class RunTally:
         return asdict(self)
 
 
-_STORED = TypeAdapter(RunTally, config=ConfigDict(extra="forbid", strict=True))
+_STORED = TypeAdapter(RunTally)
 
 
 def write_tally(folder: Path, tally: RunTally) -> None:

@@ -33,6 +33,7 @@ class TensorBoardEvents:
     def __init__(self, folder: Path, first_step: int) -> None:
         now = time.time()
         self._file = AppendFile(folder / f"events.out.tfevents.{int(now)}.{socket.gethostname()}")
+        self._is_waiting = False
         start = SessionLog(status=SessionLog.START)
         self._pending = _record(Event(wall_time=now, step=first_step, file_version=_FORMAT))
         self._pending += _record(Event(wall_time=now, step=first_step, session_log=start))
@@ -45,9 +46,11 @@ class TensorBoardEvents:
         try:
             self._file.append(self._pending)
         except OSError as error:
-            logger.warning("the numbers for TensorBoard wait for room in %s: %s", self._file.path, error.strerror)
+            if not self._is_waiting:
+                logger.warning("the numbers for TensorBoard wait for room in %s: %s", self._file.path, error.strerror)
+            self._is_waiting = True
         else:
-            self._pending = b""
+            self._pending, self._is_waiting = b"", False
 
     def close(self) -> None:
         """Closes the file."""
