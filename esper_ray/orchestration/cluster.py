@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import esper_ray
-from esper_ray.errors import ConfigurationError, EsperError
+from esper_ray.errors import ConfigurationError, EsperError, PlacementError
 from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
@@ -105,6 +105,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
 
     Raises:
         ConfigurationError: a plugin does not import inside Ray.
+        PlacementError: Ray does not start, as on a machine that has too much to do.
     """
     if ray.is_initialized():
         _require_importable(plugins)
@@ -136,6 +137,10 @@ def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: S
             )
     except RuntimeEnvSetupError as error:
         raise ConfigurationError(f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Ray raises a bare one where its daemons take too long
+        raise PlacementError(
+            f"Ray could not be started: {' '.join(str(error).split())} Try again when this machine has less to do"
+        ) from error
 
 
 def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
