@@ -15,7 +15,7 @@ from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.append_file import AppendFile
-from esper_ray.orchestration.run_folder import require_writable, write_json
+from esper_ray.orchestration.run_folder import replace_file, require_writable, write_json
 from esper_ray.orchestration.tickets import FinishedEpisode, spread
 
 _EPISODES = "episodes.jsonl"
@@ -97,7 +97,7 @@ class EpisodeStore:
         lines = path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) < len(lines):  # the last one was cut off when the command was killed
-            path.write_text("".join(whole))
+            replace_file(path, "".join(whole))
         names = [field.name for field in fields(Outcome)]
         try:
             for row in map(json.loads, whole):
