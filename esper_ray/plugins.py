@@ -33,6 +33,21 @@ def load_plugins(names: Iterable[str]) -> None:
             )
 
 
+def require_elsewhere(names: Iterable[str], folder: Path) -> None:
+    """Refuses plugins that lie in `folder`: a run or checkpoint of someone else must not bring its own code.
+
+    Raises:
+        ConfigurationError: it names the plugin.
+    """
+    roots = [Path.cwd(), *map(Path, sys.path)]
+    for name in names:
+        if any((root / name.replace(".", "/")).resolve().is_relative_to(folder.resolve()) for root in roots):
+            raise ConfigurationError(
+                f"plugin '{name}' lies in {folder}, which names it: nothing in there is run; move it elsewhere if you "
+                "trust it"
+            )
+
+
 def is_redefinition(known: object, new: object) -> bool:
     """Returns whether two functions or classes are the same definition, run again: a notebook cell, a second import."""
     return _where_defined(known) == _where_defined(new)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from driver import SETTINGS, ended
 
 from esper_ray.tasks import TaskSpec, get_task_spec
 
@@ -77,6 +78,15 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         time.sleep(0.2)
     assert ray_processes() <= processes
     assert leftovers() <= folders
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run of `driver.SETTINGS` to which nothing happened. Copy it before changing anything."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    finished = ended("train", "--out", out, *SETTINGS)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return out
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -33,7 +33,12 @@ from esper_ray.orchestration.dispatch import CAUSES, Dispatcher, OwedTickets, Se
 from esper_ray.orchestration.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.health import UpdateWatch
 from esper_ray.orchestration.interrupts import allowed_interrupts
-from esper_ray.orchestration.learner_state import LearnerState, read_learner_state, write_learner_state
+from esper_ray.orchestration.learner_state import (
+    LearnerState,
+    read_learner_state,
+    require_fitting_optimizer,
+    write_learner_state,
+)
 from esper_ray.orchestration.policy_network import NetworkSpec, load_weights, read_policy, write_policy
 from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign, assign_number
 from esper_ray.seeding import Stream, derive_seed, seed_global
@@ -261,6 +266,7 @@ class EpisodeAlgorithm(Algorithm):
         """
         state = read_learner_state(folder)
         _spec, policy = read_policy(folder)
+        require_fitting_optimizer(state, self._optimizer, folder)
         load_weights(self.policy_network, policy | state.target, folder)
         self._optimizer.load_state_dict(state.optimizer)
         self._iteration = state.iteration

@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,13 +41,13 @@ class CheckpointFacts(BaseModel):
     task: dict[str, Any]
     actions: tuple[str, ...]
     observation: tuple[str, ...]
-    seed: int
-    runners: int
-    episodes_per_iteration: int
-    host_pool: int | None
-    consumed: tuple[int, ...] = ()
-    iteration: int
-    host_epochs: int
+    seed: int = Field(ge=0)
+    runners: int = Field(ge=1)
+    episodes_per_iteration: int = Field(ge=1)
+    host_pool: int | None = Field(ge=1)
+    consumed: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    iteration: int = Field(ge=0)
+    host_epochs: int = Field(ge=0)
     plugins: tuple[str, ...]
     files: dict[str, str] = Field(default_factory=dict)
 

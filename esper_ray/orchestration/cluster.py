@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import esper_ray
-from esper_ray.errors import ConfigurationError, EsperError
+from esper_ray.errors import ConfigurationError, EsperError, PlacementError
 from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
@@ -41,7 +41,7 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
         with local_ray(plugins=plugins):
             yield
         return
-    _be_quiet()
+    be_quiet()
     _require_answer(address)
     package = str(Path(esper_ray.__file__).parent)
     try:
@@ -84,7 +84,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _be_quiet() -> None:
+def be_quiet() -> None:
+    """Keeps Ray and RLlib from writing to the terminal."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.rllib", "ray.tune"):
@@ -104,12 +105,13 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
 
     Raises:
         ConfigurationError: a plugin does not import inside Ray.
+        PlacementError: Ray does not start, as on a machine that has too much to do.
     """
     if ray.is_initialized():
         _require_importable(plugins)
         yield
         return
-    _be_quiet()
+    be_quiet()
     session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
     with guarded(session):
         try:
@@ -135,6 +137,10 @@ def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: S
             )
     except RuntimeEnvSetupError as error:
         raise ConfigurationError(f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Ray raises a bare one where its daemons take too long
+        raise PlacementError(
+            f"Ray could not be started: {' '.join(str(error).split())} Try again when this machine has less to do"
+        ) from error
 
 
 def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ from esper_ray.episode import Policy
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.run_folder import require_writable, write_json
+from esper_ray.orchestration.append_file import AppendFile
+from esper_ray.orchestration.run_folder import replace_file, require_writable, write_json
 from esper_ray.orchestration.tickets import FinishedEpisode, spread
 
 _EPISODES = "episodes.jsonl"
@@ -66,7 +67,7 @@ class EpisodeStore:
             self._lock.acquire(blocking=False)
             self._require_same(json.loads(json.dumps(settings)))
             self._read()
-            self._file = (folder / _EPISODES).open("a")
+            self._file = AppendFile(folder / _EPISODES)
         except Timeout:
             raise RunFolderError(f"another command is writing to --out {folder}; wait for it, or end it") from None
         except OSError as error:
@@ -96,7 +97,7 @@ class EpisodeStore:
         lines = path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) < len(lines):  # the last one was cut off when the command was killed
-            path.write_text("".join(whole))
+            replace_file(path, "".join(whole))
         names = [field.name for field in fields(Outcome)]
         try:
             for row in map(json.loads, whole):
@@ -113,7 +114,11 @@ class EpisodeStore:
         return (policy, seed) in self._outcomes
 
     def add(self, policy: str, episode: FinishedEpisode) -> None:
-        """Writes an episode down."""
+        """Writes an episode down.
+
+        Raises:
+            RunFolderError: it cannot be written, as on a full disk.
+        """
         record = episode.record
         measured = record.kept_test_accuracy is not None
         outcome = Outcome(
@@ -129,8 +134,12 @@ class EpisodeStore:
             [epoch.decision for epoch in record.epochs],
         )
         row = {"policy": policy} | record.as_row() | asdict(outcome)
-        self._file.write(json.dumps(json_safe(row)) + "\n")
-        self._file.flush()
+        try:
+            self._file.append(json.dumps(json_safe(row)).encode() + b"\n")
+        except OSError as error:
+            raise RunFolderError(
+                f"{self._file.path} cannot be written: {error.strerror}; mend that: the same command then goes on"
+            ) from error
         self._outcomes[policy, episode.ticket.episode_seed] = Outcome(**json_safe(asdict(outcome)))
 
     def __enter__(self) -> Self:

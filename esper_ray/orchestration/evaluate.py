@@ -20,7 +20,7 @@ from esper_ray.orchestration.learned_policy import LearnedPolicy
 from esper_ray.orchestration.paired import means
 from esper_ray.orchestration.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run_folder import HELD_OUT, is_run, write_json
-from esper_ray.plugins import load_plugins
+from esper_ray.plugins import load_plugins, require_elsewhere
 from esper_ray.tasks import TaskSpec, prepare_data
 
 _ROOM = "orchestration"
@@ -96,6 +96,8 @@ def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[Ch
     """
     facts = read_facts(checkpoint)
     require_same_task(facts, config.task)
+    run = checkpoint.absolute().parent.parent
+    require_elsewhere(facts.plugins, run if is_run(run) else checkpoint)
     load_plugins(with_plugins(config, facts).plugin)
     return facts, facts.task_spec()
 

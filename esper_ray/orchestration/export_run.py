@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from esper_ray import __version__
@@ -74,8 +75,8 @@ def export_run(config: ExportConfig) -> Export:
     }
     try:
         topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
-    except OSError as error:
-        raise RunFolderError(f"{folder} cannot be written: {error.strerror}; name another folder with --out") from error
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
     return Export(number, folder, number not in kept, topology)
 
 

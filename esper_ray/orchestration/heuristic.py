@@ -1,11 +1,13 @@
 """Episodes of the heuristic policy, on the same actors and with the same run folder as training."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from esper_ray.episode import ActionTable, EpisodeRecord
+from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.kept_hosts import KeptHosts
@@ -14,6 +16,8 @@ from esper_ray.orchestration.plan import RunObserver, RunPlan, started_run
 from esper_ray.orchestration.run_folder import RunFolder
 from esper_ray.orchestration.tickets import FinishedEpisode, assign
 from esper_ray.policies import HeuristicPolicy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,7 +86,10 @@ def _play(
     def seen(episode: FinishedEpisode) -> None:
         number = numbers[episode.ticket]
         folder.add_episode(number, 1, episode)
-        kept.offer(number, episode)
+        try:
+            kept.offer(number, episode)
+        except RunFolderError as error:
+            logger.warning("%s", error)
         algorithm.keep_from = kept.threshold
         finished[number] = episode.record
         observer.on_scripted("heuristic", len(finished), plan.episodes)

@@ -1,9 +1,11 @@
 """The best grown hosts of a run, on disk."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from esper_ray.orchestration.tickets import FinishedEpisode
 
 _SUFFIX = ".safetensors"
 _PREFIX = "episode_"
+_PARTIAL = ".writing"
 
 
 class KeptHosts:
@@ -36,30 +39,49 @@ class KeptHosts:
 
     def take_up(self, accuracies: Sequence[float]) -> None:
         """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
-        for number in kept_episodes(self._folder):
-            if number <= len(accuracies):
-                self._accuracies[number] = accuracies[number - 1]
-            else:
+        for partial in self._folder.glob(f"*{_PARTIAL}"):
+            partial.unlink()
+        found = kept_episodes(self._folder)
+        known = {number: accuracies[number - 1] for number in found if number <= len(accuracies)}
+        best = sorted(known, key=lambda number: (-known[number], number))[: self._count]
+        self._accuracies = {number: known[number] for number in best}
+        for number in found:
+            if number not in self._accuracies:
                 _path(self._folder, number).unlink()
 
     def offer(self, number: int, episode: FinishedEpisode) -> None:
-        """Keeps the weights of the run's episode `number` if it is among the best; the one that it displaces goes."""
+        """Keeps the weights of the run's episode `number` if it is among the best; the one that it displaces goes.
+
+        Raises:
+            RunFolderError: they cannot be written, as on a full disk; the others are as they were.
+        """
         if episode.weights is None or self._count == 0:
             return
-        self._accuracies[number] = episode.record.kept_val_accuracy
+        accuracies = {**self._accuracies, number: episode.record.kept_val_accuracy}
         displaced = None
-        if len(self._accuracies) > self._count:
-            displaced = min(self._accuracies, key=lambda kept: (self._accuracies[kept], -kept))
-            del self._accuracies[displaced]
+        if len(accuracies) > self._count:
+            displaced = min(accuracies, key=lambda kept: (accuracies[kept], -kept))
+            del accuracies[displaced]
         if displaced == number:
             return
-        self._folder.mkdir(exist_ok=True)
-        final = _path(self._folder, number)
-        partial = final.with_suffix(".writing")
-        save_file(episode.weights, partial)
-        partial.rename(final)
+        self._write(number, episode.weights)
+        self._accuracies = accuracies
         if displaced is not None:
-            _path(self._folder, displaced).unlink()
+            _path(self._folder, displaced).unlink(missing_ok=True)
+
+    def _write(self, number: int, weights: dict[str, Tensor]) -> None:
+        final = _path(self._folder, number)
+        partial = final.with_suffix(_PARTIAL)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            save_file(weights, partial)
+            partial.rename(final)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise RunFolderError(
+                f"the host of episode {number} is not kept: {final} cannot be written: {error}"
+            ) from error
 
 
 def kept_episodes(folder: Path) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from safetensors.torch import load_file, save_file
@@ -38,11 +38,11 @@ class NetworkSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["mlp", "lstm"]
-    hidden: tuple[int, ...]
-    lstm_width: int
-    observations: int
-    actions: int
-    steps: int
+    hidden: tuple[PositiveInt, ...]
+    lstm_width: PositiveInt
+    observations: PositiveInt
+    actions: PositiveInt
+    steps: PositiveInt
 
     @classmethod
     def of(cls, module: RLModule, steps: int) -> "NetworkSpec":
@@ -115,6 +115,9 @@ def load_policy(folder: Path) -> RLModule:
         CheckpointError: it is missing, damaged, or its weights do not fit what it says of itself.
     """
     spec, weights = read_policy(folder)
+    widths = {spec.observations, spec.actions, *spec.hidden, *([spec.lstm_width] if spec.kind == "lstm" else [])}
+    if not widths <= {size for tensor in weights.values() for size in tensor.shape}:  # before they take memory
+        raise CheckpointError(f"the weights in {folder} are another network's: not of the widths {sorted(widths)}")
     module = spec.build()
     load_weights(module, weights, folder)
     return module
@@ -128,7 +131,7 @@ def load_weights(module: Any, weights: dict[str, Tensor], folder: Path) -> None:
     """
     try:
         module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"the weights in {folder} are another network's: {reason}") from None
 

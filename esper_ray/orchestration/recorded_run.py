@@ -14,7 +14,7 @@ from esper_ray.episode.record import json_safe
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import IllegalActionError, RunFolderError
 from esper_ray.orchestration.run_folder import read_config, read_episodes
-from esper_ray.plugins import load_plugins
+from esper_ray.plugins import load_plugins, require_elsewhere
 from esper_ray.policies import ReplayPolicy
 from esper_ray.tasks import TaskSpec
 
@@ -58,7 +58,9 @@ class RecordedRun:
         """
         config = read_config(path)
         command = config["command"]
-        load_plugins([*command.get("plugin", ()), *plugins])
+        own = _names(path, command.get("plugin", []))
+        require_elsewhere(own, path)
+        load_plugins([*own, *plugins])
         task, episodes = _task_of(path, config), read_episodes(path)
         given = command.get("data_dir")
         return cls(path, config, task, episodes, data_dir or (Path(given) if given else None))
@@ -145,6 +147,12 @@ def play_again(
         torch.set_num_threads(threads)
     _compare(None, _of_the_whole(row), _of_the_whole(record.as_row()), on_difference)
     return env, record
+
+
+def _names(path: Path, plugins: Any) -> list[str]:
+    if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+        raise RunFolderError(f"{path} is damaged: expected names of plugins, got {plugins!r}; play the run again")
+    return plugins
 
 
 def _task_of(path: Path, config: Row) -> TaskSpec:

@@ -7,23 +7,25 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from safetensors import SafetensorError
-from tensorboardX import SummaryWriter
 from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.append_file import AppendFile
+from esper_ray.orchestration.tensorboard_events import TensorBoardEvents
 from esper_ray.orchestration.tickets import FinishedEpisode
 
 logger = logging.getLogger(__name__)
 
 _CONFIG = "config.json"
 METRICS_FILE = "metrics.jsonl"
-_EPISODES = "episodes.jsonl"
+EPISODES_FILE = "episodes.jsonl"
 _SUMMARY = "summary.json"
 _CHECKPOINTS = "checkpoints"
 HOSTS = "hosts"
@@ -32,6 +34,7 @@ HELD_OUT = "held_out"
 IN_PROGRESS = "episodes_in_progress"
 """What actors write down of their episodes while a run goes on."""
 _EVENTS = "events.out.tfevents.*"
+_PARTIAL = ".writing"
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -46,7 +49,8 @@ def require_usable(path: Path, overwrite: bool) -> None:
         raise RunFolderError(f"--out {path} is not a folder; name another one")
     if (path / _CONFIG).exists() and not overwrite:
         raise RunFolderError(f"--out {path} already holds a run; name another folder, or replace it with --overwrite")
-    if path.is_dir() and any(path.iterdir()) and not (path / _CONFIG).exists():
+    others = [entry for entry in path.iterdir() if entry.suffix != _PARTIAL] if path.is_dir() else []
+    if others and not (path / _CONFIG).exists():
         raise RunFolderError(f"--out {path} holds other files; name a new or empty folder")
     require_writable(path)
 
@@ -69,8 +73,10 @@ def is_run(path: Path) -> bool:
 
 def has_ended(path: Path) -> bool:
     """Returns whether a folder holds a run that ended of itself: not interrupted, nor stopped by a search."""
-    summary = path / _SUMMARY
-    return summary.is_file() and not json.loads(summary.read_text())["interrupted"]
+    try:
+        return not json.loads((path / _SUMMARY).read_text())["interrupted"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one, which is written again at the end
+        return False
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise RunFolderError(f"{path / _CONFIG} is damaged: {error}; play the run again") from None
-    if not isinstance(config, dict) or "command" not in config or "device" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("command"), dict) or "device" not in config:
         raise RunFolderError(f"{path / _CONFIG} is no run of this version of esper_ray; play the run again")
     return dict(config)
 
@@ -107,9 +113,10 @@ def read_episodes(path: Path) -> dict[int, dict[str, Any]]:
     Raises:
         RunFolderError: the file cannot be read, or is damaged.
     """
-    rows = _read_rows(path / _EPISODES)
+    rows = _read_rows(path / EPISODES_FILE)
     if any(not isinstance(row, dict) or "episode" not in row or "kept_blueprint" not in row for row in rows):
-        raise RunFolderError(f"{path / _EPISODES} was written by an earlier version of esper_ray; play the run again")
+        file = path / EPISODES_FILE
+        raise RunFolderError(f"{file} was written by an earlier version of esper_ray; play the run again")
     return {row["episode"]: row for row in rows}
 
 
@@ -121,6 +128,8 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RunFolderError(f"{file} is damaged: {error}; play the run again") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise RunFolderError(f"{file} is damaged: expected an object in every line; play the run again")
     return rows
 
 
@@ -134,10 +143,19 @@ def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> N
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that it is never half there."""
-    partial = path.with_suffix(".writing")
-    partial.write_text(text)
-    partial.rename(path)
+    """Writes a file under another name and renames it, so that it is never half there.
+
+    Raises:
+        RunFolderError: it cannot be written, as on a full disk; what was there before is as it was.
+    """
+    partial = path.with_suffix(_PARTIAL)
+    try:
+        partial.write_text(text)
+        partial.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}; mend that, then go on") from error
 
 
 def checkpoints_of(path: Path) -> list[Path]:
@@ -177,6 +195,15 @@ def _lock(folder: Path) -> int:
     return descriptor
 
 
+def require_unlocked(folder: Path) -> None:
+    """Checks, without writing anything, that no other process writes the run.
+
+    Raises:
+        RunFolderError: another one does.
+    """
+    os.close(_lock(folder))
+
+
 class RunFolder:
     """Writes one run. Use it as a context manager. No two processes write the same one.
 
@@ -195,25 +222,31 @@ class RunFolder:
         self, path: Path, config: Mapping[str, Any], keep_iterations: int | None = None, keep_policies: bool = True
     ) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(path)
-            if keep_iterations is None:
-                self._remove_old_run()
-            else:
-                self._keep(keep_iterations, keep_policies)
-            (path / _CHECKPOINTS).mkdir(exist_ok=True)
-            shutil.rmtree(path / IN_PROGRESS, ignore_errors=True)
-            (path / IN_PROGRESS).mkdir()
-            replace_file(path / _CONFIG, json.dumps(config, indent=2) + "\n")  # to the last digit: it is read again
-            self._metrics = (path / METRICS_FILE).open("a")
-            self._episodes = (path / _EPISODES).open("a")
-        except OSError as error:
-            raise RunFolderError(f"--out {path} cannot be written: {error.strerror}; name another folder") from error
-        self._events = SummaryWriter(str(path), purge_step=(keep_iterations or 0) + 1)
+        with ExitStack() as opened:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                opened.callback(os.close, _lock(path))
+                if keep_iterations is None:
+                    self._remove_old_run()
+                else:
+                    self._keep(keep_iterations, keep_policies)
+                # First of all, so that a folder without it is none of ours; to the last digit, for it is read again.
+                replace_file(path / _CONFIG, json.dumps(config, indent=2) + "\n")
+                (path / _CHECKPOINTS).mkdir(exist_ok=True)
+                shutil.rmtree(path / IN_PROGRESS, ignore_errors=True)
+                (path / IN_PROGRESS).mkdir()
+                opened.callback(shutil.rmtree, path / IN_PROGRESS, ignore_errors=True)
+                self._metrics = opened.enter_context(closing(AppendFile(path / METRICS_FILE)))
+                self._episodes = opened.enter_context(closing(AppendFile(path / EPISODES_FILE)))
+                self._events = opened.enter_context(closing(TensorBoardEvents(path, (keep_iterations or 0) + 1)))
+            except OSError as error:
+                raise RunFolderError(
+                    f"--out {path} cannot be written: {error.strerror}; name another folder"
+                ) from error
+            self._opened = opened.pop_all()
 
     def _remove_old_run(self) -> None:
-        for name in (_CONFIG, METRICS_FILE, _EPISODES, _SUMMARY):
+        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
@@ -221,9 +254,11 @@ class RunFolder:
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def _keep(self, iterations: int, policies: bool) -> None:
-        """Drops what lies behind an iteration, and the end of a row that was being written."""
+        """Drops what lies behind an iteration, and what was being written."""
+        for partial in self.path.glob(f"*{_PARTIAL}"):
+            partial.unlink()
         (self.path / _SUMMARY).unlink(missing_ok=True)
-        for name in (METRICS_FILE, _EPISODES):
+        for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]
@@ -251,17 +286,14 @@ class RunFolder:
         """Appends a row to metrics.jsonl, and its numbers to the TensorBoard events."""
         clean = json_safe(dict(row))
         self._append(self._metrics, clean)
-        for name, value in flat(clean):
-            self._events.add_scalar(name, value, row["iteration"])
-        self._events.flush()
+        self._events.add(flat(clean), row["iteration"])
 
-    def _append(self, file: TextIO, row: Mapping[str, Any]) -> None:
+    def _append(self, file: AppendFile, row: Mapping[str, Any]) -> None:
         try:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            file.append(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise RunFolderError(
-                f"{file.name} cannot be written: {error.strerror}; mend that, then go on with --resume {self.path}"
+                f"{file.path} cannot be written: {error.strerror}; mend that, then go on with --resume {self.path}"
             ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -287,7 +319,7 @@ class RunFolder:
                     save(temporary.absolute())
                     _flush(temporary)
                     for rows in (self._metrics, self._episodes):
-                        os.fsync(rows.fileno())
+                        rows.sync()
                     temporary.rename(final)
                 except BaseException:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -313,11 +345,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
-        self._episodes.close()
-        self._events.close()
-        shutil.rmtree(self.path / IN_PROGRESS, ignore_errors=True)
-        os.close(self._lock)
+        self._opened.close()
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -4,9 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from esper_ray.episode import EpisodeRecord
+from esper_ray.errors import CheckpointError
 from esper_ray.orchestration.metrics import mean_with_error
 from esper_ray.orchestration.plan import RunPlan
 
@@ -29,6 +32,8 @@ class RunTally:
         seconds: wall time of the iterations.
         losses: actors that were lost and replaced, by cause, see `dispatch.CAUSES`.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     wait_only: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
@@ -55,14 +60,25 @@ class RunTally:
         return asdict(self)
 
 
+_STORED = TypeAdapter(RunTally)
+
+
 def write_tally(folder: Path, tally: RunTally) -> None:
     """Writes it into a checkpoint, to the last digit."""
     (folder / _TALLY).write_text(json.dumps(tally.as_dict()) + "\n")
 
 
 def read_tally(folder: Path) -> RunTally:
-    """Returns what a run had come to at a checkpoint whose files were checked (`read_facts`)."""
-    return RunTally(**json.loads((folder / _TALLY).read_text()))
+    """Returns what a run had come to at a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return _STORED.validate_json((folder / _TALLY).read_text())
+    except (OSError, ValueError) as error:  # pydantic's is one
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {_TALLY}: {reason}; take another one") from None
 
 
 @dataclass

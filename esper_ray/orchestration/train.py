@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.loggers import logged, require_loggers
@@ -50,15 +50,16 @@ def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tup
     require_loggers(config.logger)
     start = read_start(config)
     kept = resumption.iteration if resumption is not None else None
-    with (
-        started_run(config, resumed=resumption is not None) as (plan, algorithm, board),
-        RunFolder(plan.out, described(plan, resumption), keep_iterations=kept) as folder,
-        logged(observer, config.logger, plan) as watching,
-    ):
+    with ExitStack() as stack:
+        plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
+        if start is not None:  # before anything is written: it may be refused
+            start_from(algorithm, plan, start)
+        if resumption is not None and resumption.checkpoint is not None:
+            take_up(algorithm, plan, resumption.checkpoint)
+        folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
+        watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)
         if resumption is not None and kept is not None:
-            take_up(run, plan, resumption)
-        elif start is not None:
-            start_from(run, plan, start)
+            run.take_up(resumption.tally)
         watching.on_start(plan, board)
         yield run, board

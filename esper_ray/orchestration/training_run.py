@@ -53,6 +53,8 @@ class TrainingRun:
         self._kept = KeptHosts(folder.hosts, self.config.keep_hosts)
         self._losses_before: dict[str, int] = {}
         self._has_waited = False
+        self._is_written_down = True
+        self._unwritten: list[str] = []
 
     @property
     def iteration(self) -> int:
@@ -95,11 +97,14 @@ class TrainingRun:
 
         Raises:
             EpisodeFailedError: an episode raised, or its actor was lost too often.
+            RunFolderError: a row cannot be written, as on a full disk. The run is then at its last checkpoint.
         """
         started = time.monotonic()
+        self._require_written_down()
         with held_interrupts():
             self.algorithm.keep_from = self._kept.threshold
             rllib_result = self.algorithm.train()
+            self._is_written_down = False
             row = self._row(rllib_result, started)
             try:
                 if self.config.evaluate_every and self.iteration % self.config.evaluate_every == 0:
@@ -107,6 +112,8 @@ class TrainingRun:
             finally:  # the iteration counts, whether its evaluation was interrupted or not
                 self.result.tally.seconds += time.monotonic() - started
                 self._folder.add_iteration(row)  # before the checkpoint: a row too many can be dropped, none made up
+                self._is_written_down = True
+                row["warnings"] += self._unwritten
                 try:
                     self.save()
                 except RunFolderError as error:
@@ -114,11 +121,27 @@ class TrainingRun:
                 self._observer.on_iteration(row)
         return row
 
+    def _require_written_down(self) -> None:
+        """Refuses to go on, or to write a checkpoint, after an iteration whose rows could not be written.
+
+        Raises:
+            RunFolderError: the rows of one are missing.
+        """
+        if not self._is_written_down:
+            path = self._folder.path
+            raise RunFolderError(
+                f"the rows of iteration {self.iteration} in {path} could not be written; go on with --resume {path}"
+            )
+
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
         algorithm, tally, iteration = self.algorithm, self.result.tally, self.iteration
+        self._unwritten = []
         for number, episode in enumerate(algorithm.episodes, start=len(tally.trained) + 1):
             self._folder.add_episode(number, iteration, episode)
-            self._kept.offer(number, episode)
+            try:
+                self._kept.offer(number, episode)
+            except RunFolderError as error:
+                self._unwritten.append(str(error))
         records = [episode.record for episode in algorithm.episodes]
         seconds = time.monotonic() - started
         means = episode_metrics(records, self._plan.action_names)
@@ -163,6 +186,7 @@ class TrainingRun:
         Raises:
             RunFolderError: it could not be written; the earlier ones are as they were.
         """
+        self._require_written_down()
         facts = CheckpointFacts(
             versions=present_versions(),
             task=self._plan.task.model_dump(mode="json"),
@@ -186,9 +210,17 @@ class TrainingRun:
         return self._folder.save_checkpoint(self.iteration, save, self.config.checkpoint_every)
 
     def finish(self, seconds: float) -> RunResult:
-        """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time."""
-        self.result.iterations = self.iteration
-        self.result.checkpoint = self.save()
-        self.result.seconds = seconds
-        self._folder.write_summary(self.result.as_dict())
+        """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time.
+
+        After an iteration whose rows could not be written, it writes neither: the run is at its last checkpoint.
+
+        Raises:
+            RunFolderError: one of them could not be written, as on a full disk.
+        """
+        self.result.iterations, self.result.seconds = self.iteration, seconds
+        if self._is_written_down:
+            self.result.checkpoint = self.save()
+            self._folder.write_summary(self.result.as_dict())
+        else:
+            self.result.checkpoint = next(reversed(self._folder.checkpoints()), None)
         return self.result

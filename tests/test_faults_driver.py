@@ -1,0 +1,183 @@
+"""The driver is killed, interrupted or told to end at any moment: the run goes on, and comes to the same."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driver import ITERATIONS, SETTINGS, begun, ended, half_written, results, wait_until, whole_rows
+
+from esper_ray.cli.main import run
+from esper_ray.orchestration.checkpoint import read_facts
+from esper_ray.orchestration.learner_state import read_learner_state
+from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of, read_config
+from esper_ray.orchestration.run_result import read_tally
+
+pytestmark = pytest.mark.faults
+
+KILLS = ["start", "wait-only", "wait-only", *["start", "iteration", "writing"] * 5, "iteration", "writing"]
+"""When the driver is killed, twenty times over."""
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert run([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("esper-ray: ") and error.count("\n") == 1
+    return error
+
+
+def kill(driver: subprocess.Popen[Any]) -> None:
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
+
+
+def wait_for_moment(
+    moment: str, out: Path, driver: subprocess.Popen[Any], draw: random.Random, per_iteration: float
+) -> None:
+    """Waits for a moment at which a run is to die: where it starts up after 0.5 to 6 s, else somewhere in the event."""
+    checkpoints, played = out / "checkpoints", len(whole_rows(out / "metrics.jsonl"))
+    if moment == "start":
+        time.sleep(draw.uniform(0.5, 6))
+    elif moment == "wait-only":
+        wait_until((out / "config.json").exists, driver)
+        time.sleep(draw.uniform(0, per_iteration))
+    elif moment == "iteration":
+        wait_until(lambda: len(whole_rows(out / "metrics.jsonl")) > played, driver)
+        time.sleep(draw.uniform(0, per_iteration))
+    else:
+        wait_until(lambda: any(checkpoints.glob(".writing-*")) if checkpoints.exists() else False, driver)
+        time.sleep(draw.uniform(0, 0.02))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_time(
+    undisturbed_run: Path, tmp_path: Path
+) -> None:
+    """An iteration is lost if it had its row, and is played again: with n rows there, the run goes on from n − 1."""
+    out, draw = tmp_path / "run", random.Random(20)
+    per_iteration = whole_rows(undisturbed_run / "metrics.jsonl")[-1]["seconds"] / ITERATIONS
+    times_resumed = rows_before = 0
+    for moment in KILLS:
+        has_begun = (out / "config.json").exists()
+        driver = begun("train", "--resume", out) if has_begun else begun("train", "--out", out, *SETTINGS)
+        wait_for_moment(moment, out, driver, draw, per_iteration)
+        kill(driver)
+
+        resumed = read_config(out).get("went_on", []) if (out / "config.json").exists() else []
+        if len(resumed) > times_resumed:
+            assert resumed[-1]["iteration"] >= rows_before - 1
+        there = [iteration_of(checkpoint) for checkpoint in checkpoints_of(out)]
+        rows_before, times_resumed = len(whole_rows(out / "metrics.jsonl")), len(resumed)
+        assert max(there, default=0) >= rows_before - 1
+        for checkpoint in checkpoints_of(out):
+            iteration = iteration_of(checkpoint)
+            assert read_facts(checkpoint).iteration == read_learner_state(checkpoint).iteration == iteration
+            assert len(read_tally(checkpoint).trained) == 2 * iteration
+    assert times_resumed >= 10
+    assert 10 <= rows_before < ITERATIONS
+
+    last = ended("train", "--resume", out)
+    assert (last.returncode, last.stderr) == (0, "")
+    assert results(out) == results(undisturbed_run)
+    assert half_written(out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_killed_before_its_first_checkpoint_then_interrupted_then_terminated_a_run_comes_to_the_same(
+    undisturbed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    driver = begun("train", "--out", out, *SETTINGS)
+    wait_until((out / "config.json").exists, driver)
+    kill(driver)
+    assert checkpoints_of(out) == []
+
+    for end, rows in ((signal.SIGINT, 3), (signal.SIGTERM, 6)):
+        driver = begun("train", "--resume", out)
+        wait_until(lambda rows=rows: len(whole_rows(out / "metrics.jsonl")) >= rows, driver)  # type: ignore[misc]
+        assert "goes on in another process; end that first" in refused(capsys, "train", "--resume", out)
+        driver.send_signal(end)
+        assert driver.wait(timeout=60) == 130
+        played = whole_rows(out / "metrics.jsonl")
+        assert iteration_of(checkpoints_of(out)[-1]) == len(played)
+        assert len(whole_rows(out / "episodes.jsonl")) == 2 * len(played)
+        assert not json.loads((out / "summary.json").read_text())["complete"]
+
+    last = ended("train", "--resume", out)
+    assert (last.returncode, last.stderr) == (0, "")
+    assert results(out) == results(undisturbed_run)
+    assert read_config(out)["went_on"][0]["iteration"] == 0
+
+
+# --- what cannot be resumed ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended_early(undisturbed_run: Path, tmp_path: Path) -> Path:
+    """A copy of a run that a test may change, as if it had been killed just before its end."""
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed_run, copy)
+    (copy / "summary.json").unlink()
+    return copy
+
+
+def drop_line(file: Path, number: int) -> None:
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:number] + lines[number + 1 :]))
+
+
+def test_a_run_that_is_over_cannot_go_on(undisturbed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "--resume", undisturbed_run)
+    assert f"is over, after all {ITERATIONS} iterations" in said
+
+
+def test_what_is_no_training_run_cannot_be_resumed(ended_early: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no run: config.json cannot be read" in refused(capsys, "train", "--resume", ended_early / "hosts")
+    assert "holds no run" in refused(capsys, "train", "--resume", ended_early / "nowhere")
+    config = json.loads((ended_early / "config.json").read_text())
+    for name in ("heuristic", None):
+        content = {**config, "command": {**config["command"], "name": name}}
+        (ended_early / "config.json").write_text(json.dumps(content))
+        assert "is no training run: only those can be resumed" in refused(capsys, "train", "--resume", ended_early)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"command": "train", "device": "cpu"}', '{"command": {"name": "train"}, "device": "cpu"}'],
+)
+def test_a_damaged_configuration_cannot_be_resumed(
+    ended_early: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (ended_early / "config.json").write_text(content)
+    refused(capsys, "train", "--resume", ended_early)
+
+
+def test_a_run_goes_on_with_the_settings_that_it_has(ended_early: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in (["--seed", "3"], ["--runners", "2"], ["--ppo.clip", "0.1"], ["--set", "reward.rent=2"]):
+        assert "with --resume: a run goes on with the settings that it has" in refused(
+            capsys, "train", "--resume", ended_early, *flag
+        )
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "episodes.jsonl"])
+def test_a_run_that_lacks_a_row_cannot_go_on(ended_early: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    drop_line(ended_early / file, 7)
+    assert f"{file} lacks rows before iteration {ITERATIONS}" in refused(capsys, "train", "--resume", ended_early)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_without_a_word(
+    ended_early: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(ended_early / "checkpoints")
+    assert "iterations that are over, and no checkpoint" in refused(capsys, "train", "--resume", ended_early)
