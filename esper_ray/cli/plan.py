@@ -1,10 +1,13 @@
 """`esper-ray plan`: what a training run will need."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 
 from esper_ray.orchestration.checkpoint import require_same_spaces
 from esper_ray.orchestration.config import PlanConfig
+from esper_ray.orchestration.env_runner import Seat
+from esper_ray.orchestration.placement import Placement
 from esper_ray.orchestration.plan import RunPlan, started_run
 from esper_ray.orchestration.resume import find_resumption, read_start
 
@@ -27,11 +30,10 @@ def run_plan(config: PlanConfig) -> int:
 def described(plan: RunPlan) -> list[str]:
     """Returns the plan in words and numbers, a line each."""
     found, placement = plan.preflight, plan.placement
-    places = Counter((seat.node, seat.device) for seat in found.seats)
     share = f" and {placement.gpus_per_runner:.3g} of a GPU" if placement.gpus_per_runner else ""
     what = f"{placement.cpus_per_runner:g} CPU{share} each" if placement.runners else "in this process"
     lines = [f"{plan.task.name}: {placement.players} at a time, {what}"]
-    lines += [f"  {count} on {node}, {device}" for (node, device), count in places.items()]
+    lines += _places(found.seats, placement)
     slowest = max(seat.epoch_seconds for seat in found.seats)
     lines += [
         f"A host epoch took {slowest:.3g} s on the slowest; one with a seed takes longer.",
@@ -42,6 +44,19 @@ def described(plan: RunPlan) -> list[str]:
         f"An actor that needs more than {_span(found.timeout_seconds)} for an episode is replaced.",
         f"Memory: {found.memory / 1e6:,.0f} MB, {max(seat.memory for seat in found.seats) / 1e6:,.0f} MB the largest.",
     ]
+    return lines
+
+
+def _places(seats: Sequence[Seat], placement: Placement) -> list[str]:
+    """Returns a line for each device of each machine. Ray's number of a machine tells apart those of one name."""
+    ids_of: dict[str, set[str]] = {}
+    for seat in seats:
+        ids_of.setdefault(seat.node, set()).add(seat.node_id)
+    lines = []
+    for (node, node_id, device), count in Counter((seat.node, seat.node_id, seat.device) for seat in seats).items():
+        name = node if len(ids_of[node]) == 1 else f"{node}, Ray node {node_id[:8]}"
+        gpus = f", {count * placement.gpus_per_runner:.3g} GPU" if placement.gpus_per_runner else ""
+        lines.append(f"  {count} on {name}, {device}: {count * placement.cpus_per_runner:g} CPU{gpus}")
     return lines
 
 

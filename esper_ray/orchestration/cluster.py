@@ -20,6 +20,8 @@ from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
 _SECONDS_TO_ANSWER = 10.0
+_SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""Of HTTP/2, an empty one: the kind of a frame is its fourth byte."""
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,20 +66,36 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Refuses an address where nothing listens; Ray itself would try for minutes.
+    """Refuses an address where no Ray listens; Ray itself would try for minutes.
 
     Raises:
-        ConfigurationError: it is no HOST:PORT, or nobody answers there.
+        ConfigurationError: it is no HOST:PORT, or nobody answers there as Ray would.
     """
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or "auto"
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "://" in address:
         raise ConfigurationError(f"--address {address}: expected HOST:PORT or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER) as connection:
+            speaks = _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise ConfigurationError(f"--address {address}: no Ray cluster answers there ({error})") from None
+    if not speaks:
+        raise ConfigurationError(f"--address {address}: what answers there is no Ray cluster")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether the other side greets as RFC 9113, section 3.4, has it, as every gRPC server does and so Ray's."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True  # the greeting is encrypted
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS_FRAME)
+    greeting = b""
+    while len(greeting) < len(_SETTINGS_FRAME) and (more := connection.recv(len(_SETTINGS_FRAME) - len(greeting))):
+        greeting += more
+    return greeting[3:4] == _SETTINGS_FRAME[3:4]
 
 
 def _first_line(error: Exception) -> str:
@@ -127,6 +145,7 @@ def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: S
     try:
         with _without_stderr():
             ray.init(
+                address="local",  # or else Ray would join what RAY_ADDRESS names
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
                 include_dashboard=False,

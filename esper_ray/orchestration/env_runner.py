@@ -243,7 +243,9 @@ class EpisodeRunner(SingleAgentEnvRunner):
             self._host_env().ticket = ticket
             try:
                 (rollout,) = self.sample(num_episodes=1)
-            except OtherDecisionError:
+            except RuntimeError as error:  # RLlib wraps what an environment raises
+                if not isinstance(error.__cause__, OtherDecisionError):
+                    raise
                 self._host_env().start_over()
                 (rollout,) = self.sample(num_episodes=1)
             record = rollout.infos[-1].pop("episode")

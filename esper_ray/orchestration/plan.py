@@ -27,7 +27,7 @@ from esper_ray.orchestration.interrupts import interrupts_raise
 from esper_ray.orchestration.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.placement import Placement, place
 from esper_ray.orchestration.preflight import Preflight, check
-from esper_ray.orchestration.progress import BoardReader, ProgressBoard
+from esper_ray.orchestration.progress import BoardReader, start_board
 from esper_ray.orchestration.run_folder import IN_PROGRESS, require_usable, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
@@ -168,7 +168,7 @@ def built_actors(
     """
     episodes = episodes_of(config, task)
     board_name = f"esper-board-{uuid.uuid4().hex}"
-    board = BoardReader(ProgressBoard.options(name=board_name).remote())  # type: ignore[attr-defined]
+    board = BoardReader(start_board(board_name))
     try:
         with _algorithm(config, task, placement, episodes, board_name, out) as algorithm:
             preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))

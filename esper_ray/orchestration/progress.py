@@ -2,9 +2,12 @@
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MIN_SECONDS_BETWEEN_REPORTS = 0.25
 _READ_TIMEOUT_SECONDS = 1.0
@@ -39,6 +42,12 @@ class ProgressBoard:
         return [self._latest[runner] for runner in sorted(self._latest)]
 
 
+def start_board(name: str) -> ray.actor.ActorHandle:
+    """Starts a board beside this process: the machines that actors sit on come and go."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ProgressBoard.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
 class BoardReader:
     """Reads the board for a display, from any thread, for as long as the run lasts.
 
@@ -57,7 +66,8 @@ class BoardReader:
         with self._lock:
             if self._open:
                 ready, _ = ray.wait([answer := self._board.read.remote()], timeout=_READ_TIMEOUT_SECONDS)
-                self._last = ray.get(answer) if ready else self._last
+                with suppress(RayError):  # the board's process died: the run can do without
+                    self._last = ray.get(answer) if ready else self._last
             return self._last
 
     def close(self) -> None:
