@@ -24,6 +24,8 @@ from esper_ray.report import render
 from esper_ray.report.aggregate import rollbacks
 from esper_ray.tasks import TaskSpec
 
+pytestmark = pytest.mark.faults
+
 Provoke = Callable[[HostRun], None]
 
 EPISODE_SEED = 4

@@ -17,6 +17,8 @@ import time
 import ray
 from esper_ray.orchestration.cluster import local_ray
 
+pytestmark = pytest.mark.faults
+
 class Busy:
     def ready(self):
         pass
