@@ -377,8 +377,9 @@ class EpisodeAPPO(EpisodeAlgorithm):
     def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
         """Takes whole episodes at a time, as V-trace needs them; the target network follows with the last ones."""
         config = self.config
-        size = (config.minibatch_size or inf) // config.rollout_fragment_length
-        size = int(min(size, len(rollouts)))
+        size = len(rollouts)
+        if config.minibatch_size is not None:
+            size = min(size, config.minibatch_size // config.rollout_fragment_length)
         before, after = self.iteration * config.train_batch_size_per_learner, self._steps_after
         batches = []
         for _ in range(config.num_epochs):
