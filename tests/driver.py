@@ -62,5 +62,5 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def half_written(folder: Path) -> list[str]:
-    """Files and folders that were being written."""
-    return [path.name for path in folder.rglob("*") if ".writing" in path.name]
+    """Files and folders that were being written, or removed."""
+    return [path.name for path in folder.rglob("*") if ".writing" in path.name or ".removing" in path.name]

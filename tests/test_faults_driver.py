@@ -1,6 +1,8 @@
 """The driver is killed, interrupted or told to end at any moment: the run goes on, and comes to the same."""
 
+import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -16,7 +18,7 @@ from driver import ITERATIONS, SETTINGS, begun, ended, half_written, results, wa
 from esper_ray.cli.main import run
 from esper_ray.orchestration.checkpoint import read_facts
 from esper_ray.orchestration.learner_state import read_learner_state
-from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of, read_config
+from esper_ray.orchestration.run_folder import RunFolder, checkpoints_of, iteration_of, read_config
 from esper_ray.orchestration.run_result import read_tally
 
 pytestmark = pytest.mark.faults
@@ -118,6 +120,40 @@ def test_killed_before_its_first_checkpoint_then_interrupted_then_terminated_a_r
     assert (last.returncode, last.stderr) == (0, "")
     assert results(out) == results(undisturbed_run)
     assert read_config(out)["went_on"][0]["iteration"] == 0
+
+
+PARTS = 40
+
+
+def write_checkpoints(run: Path) -> None:
+    """Goes on with a run and writes one checkpoint after another, of many files, without end."""
+    last = max(map(iteration_of, checkpoints_of(run)), default=0)
+
+    def save(folder: Path) -> None:
+        for number in range(PARTS):
+            (folder / str(number)).write_text("whole")
+
+    with RunFolder(run, {}, keep_iterations=last or None) as folder:
+        for iteration in itertools.count(last + 1):
+            folder.save_checkpoint(iteration, save, keep_every=10**6)
+
+
+def test_whoever_dies_while_checkpoints_come_and_go_leaves_whole_ones(tmp_path: Path) -> None:
+    draw, run = random.Random(7), tmp_path / "run"
+    seen: set[str] = set()
+    for _ in range(40):
+        writer = multiprocessing.get_context("fork").Process(target=write_checkpoints, args=(run,))
+        writer.start()
+        time.sleep(draw.uniform(0.02, 0.2))
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+        seen |= {name[: name.index("ing-")] for name in half_written(run) if "ing-" in name}
+        for checkpoint in checkpoints_of(run):
+            assert [path.read_text() for path in checkpoint.iterdir()] == ["whole"] * PARTS
+    assert seen == {".writ", ".remov"}, "the moments were badly chosen"
+    with RunFolder(run, {}, keep_iterations=iteration_of(checkpoints_of(run)[-1])):
+        assert half_written(run) == []
 
 
 # --- what cannot be resumed ---------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ IN_PROGRESS = "episodes_in_progress"
 """What actors write down of their episodes while a run goes on."""
 _EVENTS = "events.out.tfevents.*"
 _PARTIAL = ".writing"
+_WRITING, _REMOVING = ".writing-", ".removing-"
+"""Begin the names of checkpoints that are only half there."""
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -168,6 +170,13 @@ def iteration_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("iteration_"))
 
 
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint under another name, so that whoever ends this process never leaves half of it."""
+    gone = checkpoint.with_name(_REMOVING + checkpoint.name)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
 def _flush(folder: Path) -> None:
     """Has everything in a folder on the disk, so that a rename after it never comes before its content."""
     for path in (*folder.rglob("*"), folder):
@@ -246,7 +255,7 @@ class RunFolder:
             self._opened = opened.pop_all()
 
     def _remove_old_run(self) -> None:
-        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
+        for name in (METRICS_FILE, EPISODES_FILE, _SUMMARY):  # config.json is replaced: without one, it is no run
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob(_EVENTS):
             events.unlink()
@@ -263,11 +272,12 @@ class RunFolder:
             lines = file.read_text().splitlines(keepends=True) if file.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= iterations]
             replace_file(file, "".join(kept))
-        for half in (self.path / _CHECKPOINTS).glob(".writing-*"):
-            shutil.rmtree(half)
+        for kind in (_WRITING, _REMOVING):
+            for half in (self.path / _CHECKPOINTS).glob(f"{kind}*"):
+                shutil.rmtree(half)
         for checkpoint in self.checkpoints():
             if not policies or iteration_of(checkpoint) > iterations:
-                shutil.rmtree(checkpoint)
+                _remove(checkpoint)
         if not policies:
             shutil.rmtree(self.path / HOSTS, ignore_errors=True)
 
@@ -314,7 +324,7 @@ class RunFolder:
         final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
         if not final.exists():
             try:
-                temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=final.parent))
+                temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=final.parent))
                 try:
                     save(temporary.absolute())
                     _flush(temporary)
@@ -332,7 +342,8 @@ class RunFolder:
                 ) from error
         for earlier in self.checkpoints()[:-_ALWAYS_KEPT]:
             if iteration_of(earlier) % keep_every:
-                shutil.rmtree(earlier, ignore_errors=True)
+                with suppress(OSError):
+                    _remove(earlier)
         return final
 
     def checkpoints(self) -> list[Path]:
