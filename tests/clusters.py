@@ -1,6 +1,5 @@
 """Clusters of several machines, all on this one, and a task that says where it was played."""
 
-import os
 import socket
 import time
 from collections import Counter
@@ -9,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -165,7 +165,6 @@ def actors_per_node(built: list[Built]) -> Counter[str]:
 
 def _is_running(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
