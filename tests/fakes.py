@@ -1,16 +1,23 @@
 """Environments that misbehave inside their actors."""
 
+import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import ray
+import torch
 from ray.rllib.env.env_context import EnvContext
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
+from esper_ray.orchestration import env_runner
 from esper_ray.orchestration.env_runner import ActorEnv
 from esper_ray.orchestration.tickets import Ticket, held_out_seeds
 
@@ -45,6 +52,44 @@ class DyingEnv(ActorEnv):
             self._marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().step(action)
+
+
+class TracedEnv(ActorEnv):
+    """An environment that writes down every host epoch that is trained, and that can be lost once in an episode.
+
+    In front of the epoch `lost_at` of the first actor's first episode it "dies", as by kill -9, or "waits" for its
+    machine to die, or "raises"; `how` says which.
+    """
+
+    def __init__(self, context: EnvContext) -> None:
+        with on_the_cpu():
+            super().__init__(context)
+        self._trace = Path(context["trace"])
+        self._marker = Path(context["marker"])
+        self._lost_at, self._how = context.get("lost_at"), context.get("how", "dies")
+
+    def _advance(self, action: int) -> float:
+        ticket, epoch = self.ticket, self.run.epoch + 1
+        if (ticket.runner, ticket.number, epoch) == (1, 0, self._lost_at) and not self._marker.exists():
+            self._marker.write_text(ray.get_runtime_context().get_node_id())
+            if self._how == "raises":
+                raise ValueError("the disk is on fire")
+            if self._how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        place = ray.get_runtime_context().get_node_id(), *ray.get_gpu_ids()
+        with self._trace.open("a") as file:
+            file.write(
+                json.dumps([self._reporter.runner, ticket.runner, ticket.number, epoch, *map(str, place)]) + "\n"
+            )
+        return super()._advance(action)
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Hosts live on the CPU, whatever GPU Ray has assigned: it may be one in name only."""
+    with mock.patch.object(env_runner, "assigned_device", return_value=torch.device("cpu")):
+        yield
 
 
 class HeldOutEnv(ActorEnv):

@@ -19,7 +19,7 @@ from esper_ray.errors import ConfigurationError, EsperError, PlacementError
 from esper_ray.orchestration.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
-_SECONDS_TO_ANSWER = 10.0
+_SECONDS_TO_ANSWER = 5.0
 _SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """Of HTTP/2, an empty one: the kind of a frame is its fourth byte."""
 _QUIET = {

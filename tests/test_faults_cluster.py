@@ -1,0 +1,235 @@
+"""Machines of a cluster that die in the middle of a run, and others that come: the run is the one nobody disturbed."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from clusters import CloudsTask, assert_unused, start_cluster, wait_for
+from ray.cluster_utils import Cluster
+from traced import LOST_AT, TASK, Trace, assert_same_weights, rows, weights
+
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.plan import RunPlan
+from esper_ray.orchestration.progress import BoardReader
+from esper_ray.orchestration.train import train
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+ITERATIONS, EPISODES, RUNNERS = 5, 8, 4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs; each test adds its machines."""
+    cluster = start_cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def machines(cluster: Cluster) -> Iterator[Callable[..., Any]]:
+    """Adds a machine; all go in the end."""
+    yield cluster.add_node
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node, allow_graceful=False)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudsTask]:
+    """An iteration of it takes about a second."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield CloudsTask(folder, pause=0.005)
+
+
+class Watcher:
+    """Calls a function after an iteration, in this thread; the next one waits for it."""
+
+    def __init__(self, after: Mapping[int, Callable[[], Any]] | None = None) -> None:
+        self._after = after or {}
+
+    def on_start(self, run: RunPlan, board: BoardReader) -> None:
+        """Nothing is to be seen yet."""
+
+    def on_scripted(self, policy: str, done: int, total: int) -> None:
+        """No scripted policy plays here."""
+
+    def on_iteration(self, row: Mapping[str, Any]) -> None:
+        """Calls the function."""
+        if (call := self._after.get(row["iteration"])) is not None:
+            call()
+
+
+class Run:
+    """What a run left."""
+
+    def __init__(self, folder: Path) -> None:
+        found = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+        self.episodes = [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+        self.metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        self.summary = json.loads((folder / "summary.json").read_text())
+
+
+def play(cluster: Cluster, task: CloudsTask, out: Path, watcher: Watcher) -> Run:
+    """Plays a run on the cluster."""
+    config = TrainConfig(
+        task=task.name,
+        plugin=(task.name,),
+        address=cluster.address,
+        runners=RUNNERS,
+        iterations=ITERATIONS,
+        episodes_per_iteration=EPISODES,
+        wait_only_episodes=0,
+        out=out,
+    )
+    train(config, watcher)
+    assert_unused(cluster, {place.process for place in task.built()})
+    return Run(out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, task: CloudsTask, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    node = cluster.add_node(num_cpus=RUNNERS)
+    try:
+        return play(cluster, task, tmp_path_factory.mktemp("undisturbed") / "run", Watcher())
+    finally:
+        cluster.remove_node(node)
+
+
+def assert_the_same_run(run: Run, undisturbed: Run, died: int) -> None:
+    """Holds that a run came to what an undisturbed one did, episode by episode, and says how many actors died."""
+    assert run.summary["iterations"] == ITERATIONS and run.summary["complete"]
+    tickets = [(row["runner"], row["number"]) for row in run.episodes]
+    assert len(set(tickets)) == len(tickets) == ITERATIONS * EPISODES
+    assert run.episodes == undisturbed.episodes
+    assert undisturbed.summary["actors_lost"] == {"died": 0, "raised": 0, "hung": 0}
+    assert run.summary["actors_lost"] == {"died": died, "raised": 0, "hung": 0}
+    assert run.metrics[0]["actors_lost"]["died"] == 0
+    assert run.metrics[-1]["actors_lost"] == run.summary["actors_lost"]
+
+
+def dies_soon(cluster: Cluster, node: Any) -> None:
+    """Has a machine die in the middle of the iteration that is about to start."""
+    threading.Timer(0.3, cluster.remove_node, [node], {"allow_graceful": False}).start()
+
+
+def test_when_a_machine_dies_and_another_comes_its_actors_move_there_and_the_run_is_the_same(
+    cluster: Cluster, machines: Callable[..., Any], task: CloudsTask, undisturbed: Run, tmp_path: Path
+) -> None:
+    machines(num_cpus=2)
+    victim = machines(num_cpus=2)
+    built_there = 0
+
+    def replace() -> None:
+        nonlocal built_there
+        node = machines(num_cpus=2)
+
+        def built() -> int:
+            return sum(place.node == node.node_id for place in task.built())
+
+        wait_for(lambda: built() >= 2, 120)
+        built_there = built()
+        arrived.append(built)
+
+    arrived: list[Callable[[], int]] = []
+    run = play(cluster, task, tmp_path / "run", Watcher({1: lambda: dies_soon(cluster, victim), 2: replace}))
+    assert_the_same_run(run, undisturbed, died=2)
+    assert arrived[0]() > built_there + 2
+
+
+def test_when_a_machine_dies_and_there_is_no_room_the_others_play_what_its_actors_owe(
+    cluster: Cluster, machines: Callable[..., Any], task: CloudsTask, undisturbed: Run, tmp_path: Path
+) -> None:
+    machines(num_cpus=3)
+    victim = machines(num_cpus=1)
+    run = play(cluster, task, tmp_path / "run", Watcher({1: lambda: dies_soon(cluster, victim)}))
+    assert_the_same_run(run, undisturbed, died=1)
+
+
+def test_actors_that_lose_their_gpus_move_to_a_machine_with_others_and_no_gpu_is_given_out_twice(
+    cluster: Cluster, machines: Callable[..., Any], tmp_path: Path
+) -> None:
+    machines(num_cpus=4)
+    with_gpus = [machines(num_cpus=2, num_gpus=1) for _ in range(2)]
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        trace, share = Trace(tmp_path), 0.5
+        algorithm = trace.build(Placement(4, 1, share), episodes=8)
+        algorithm.train()
+        assert_on_gpus(trace, with_gpus, share, actors=4)
+
+        cluster.remove_node(with_gpus.pop(), allow_graceful=False)
+        with_gpus.append(machines(num_cpus=2, num_gpus=1))
+        algorithm.train()
+        dispatcher = algorithm.dispatcher
+        assert dispatcher is not None and algorithm.losses["died"] == 2
+        wait_for(lambda: all(actor_answers(actor) for actor in dispatcher._actors.values()), 120)
+        trace.take()
+        algorithm.train()
+        algorithm.train()
+        assert_on_gpus(trace, with_gpus, share, actors=4)
+        algorithm.stop()
+    finally:
+        ray.shutdown()
+
+
+def actor_answers(actor: ray.actor.ActorHandle) -> bool:
+    """Whether an actor is there."""
+    try:
+        return bool(ray.get(actor.ping.remote(), timeout=10) == "pong")
+    except ray.exceptions.RayError:
+        return False
+
+
+def assert_on_gpus(trace: Trace, machines: list[Any], share: float, actors: int) -> None:
+    """Holds that all actors have trained, on these machines, and none of their GPUs served more than it can."""
+    seats = {(step.runner, step.node, step.gpu) for step in trace.take()}
+    assert len(seats) == len({runner for runner, _, _ in seats}) == actors
+    per_gpu = Counter((node, gpu) for _, node, gpu in seats)
+    assert {node for node, _ in per_gpu} == {machine.node_id for machine in machines}
+    assert all(gpu is not None and count * share <= 1.0 for (_, gpu), count in per_gpu.items())
+
+
+def test_an_actor_that_moves_to_another_machine_goes_on_with_the_host_that_the_lost_one_had(
+    cluster: Cluster, machines: Callable[..., Any], tmp_path: Path
+) -> None:
+    nodes = {node.node_id: node for node in (machines(num_cpus=1), machines(num_cpus=1))}
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        trace = Trace(tmp_path)
+        undisturbed = trace.build(Placement(0, 1, 0.0))
+        undisturbed.train()
+        trace.take()
+        algorithm = trace.build(Placement(1, 1, 0.0), checkpoints=True, lost_at=LOST_AT, how="waits")
+        killer = threading.Thread(target=kill_when_waited_for, args=(cluster, nodes, trace.marker))
+        killer.start()
+        algorithm.train()
+        killer.join()
+        epochs = trace.take()
+        died_on = trace.marker.read_text()
+        (moved_to,) = nodes.keys() - {died_on}
+        first = [(step.node, step.epoch) for step in epochs if step.number == 0]
+        before = [(died_on, epoch) for epoch in range(1, LOST_AT)]
+        assert first == before + [(moved_to, epoch) for epoch in range(LOST_AT - 1, TASK.max_epochs + 1)]
+        assert algorithm.losses == {"died": 1, "raised": 0, "hung": 0}
+        assert rows(algorithm) == rows(undisturbed)
+        assert_same_weights(weights(algorithm), weights(undisturbed))
+        algorithm.stop()
+        undisturbed.stop()
+    finally:
+        ray.shutdown()
+
+
+def kill_when_waited_for(cluster: Cluster, nodes: Mapping[str, Any], marker: Path) -> None:
+    """Lets the machine die on which an actor says that it waits for that."""
+    wait_for(lambda: marker.exists() and bool(marker.read_text()), 120)
+    cluster.remove_node(nodes[marker.read_text()], allow_graceful=False)

@@ -1,0 +1,88 @@
+"""Learners whose actors write down every host epoch that they train."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from conftest import make_fast_task
+from fakes import TracedEnv
+
+from esper_ray.orchestration.algorithm import EpisodeAlgorithm, EpisodePPO
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.env_runner import ActorSettings
+from esper_ray.orchestration.learner_config import Learning, build_config
+from esper_ray.orchestration.placement import Placement
+
+TASK = make_fast_task()
+EVERY = 2
+LOST_AT = 8
+"""Epoch in front of which an actor is lost; the last one that was written down is the sixth."""
+
+
+class Trained(NamedTuple):
+    """A host epoch: who trained it, of which episode, and where."""
+
+    runner: int
+    owner: int
+    number: int
+    epoch: int
+    node: str
+    gpu: str | None = None
+
+
+class Trace:
+    """What the actors of the learners that are built here have trained, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self.marker, self._kept = folder / "trace", folder / "marker", folder / "in_progress"
+        self._kept.mkdir()
+
+    def build(
+        self,
+        placement: Placement,
+        *,
+        episodes: int = 2,
+        policy: Literal["mlp", "lstm"] = "mlp",
+        checkpoints: bool = False,
+        seed: int = 3,
+        **env_config: Any,
+    ) -> EpisodeAlgorithm:
+        """Builds actors and learner; `env_config` is for `TracedEnv`. All share the host checkpoints."""
+        kept = {"folder": str(self._kept), "key": "00" * 32, "every": EVERY} if checkpoints else None
+        learning = Learning(PPOSettings(minibatch_size=32, update_epochs=2), 8, episodes, seed, policy=policy)
+        config = build_config(ActorSettings(TASK, host_checkpoints=kept), learning, placement)
+        traced = {"trace": str(self._file), "marker": str(self.marker), **env_config}
+        config.environment(TracedEnv, env_config={**config.env_config, **traced})
+        return EpisodePPO(config=config)
+
+    def take(self) -> list[Trained]:
+        """Returns the epochs that were trained since the last time."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        self._file.write_text("")
+        return [Trained(*json.loads(line)) for line in lines]
+
+    def in_progress(self) -> list[Path]:
+        """Returns the episodes that are written down."""
+        return list(self._kept.iterdir())
+
+
+def rows(algorithm: EpisodeAlgorithm) -> list[dict[str, Any]]:
+    """Returns the last iteration's episodes, but for the time that they took."""
+    found = [
+        {"runner": episode.ticket.runner, "number": episode.ticket.number, **episode.record.as_row()}
+        for episode in algorithm.episodes
+    ]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+
+
+def assert_same_weights(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Holds that two policies are the same, to the last bit."""
+    assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert np.array_equal(weight, other[name]), name
+
+
+def weights(algorithm: EpisodeAlgorithm) -> dict[str, np.ndarray]:
+    """Returns the learner's weights."""
+    return {name: tensor.numpy(force=True).copy() for name, tensor in algorithm.policy_network.state_dict().items()}
