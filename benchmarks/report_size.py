@@ -16,7 +16,7 @@ from typing import Any
 
 from playwright.sync_api import sync_playwright
 
-from esper_ray.orchestration.run_folder import read_episodes, read_metrics
+from esper_ray.orchestration.run.run_folder import read_episodes, read_metrics
 from esper_ray.report import write_report
 
 _OPENED = 5

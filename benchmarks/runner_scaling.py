@@ -10,13 +10,13 @@ import argparse
 import time
 from statistics import median
 
-from esper_ray.orchestration.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorSettings
-from esper_ray.orchestration.learner_config import Learning, build_algorithm
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.tickets import assign
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.fleet.tickets import assign
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
 from esper_ray.policies import WaitPolicy
 from esper_ray.tasks import get_task_spec
 

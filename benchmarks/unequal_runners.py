@@ -12,12 +12,12 @@ import time
 from statistics import median
 from typing import Any, Literal
 
-from esper_ray.orchestration.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings
-from esper_ray.orchestration.learner_config import Learning, algorithm_class, build_config
-from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
 from esper_ray.tasks import get_task_spec
 
 TASK = get_task_spec("digits", {"data.train_samples": 64, "data.validation_samples": 50, "host.base_channels": 2})

@@ -17,9 +17,9 @@ from ray.rllib.env.env_context import EnvContext
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
-from esper_ray.orchestration import env_runner
-from esper_ray.orchestration.env_runner import ActorEnv
-from esper_ray.orchestration.tickets import Ticket, held_out_seeds
+from esper_ray.orchestration.fleet import env_runner
+from esper_ray.orchestration.fleet.env_runner import ActorEnv
+from esper_ray.orchestration.fleet.tickets import Ticket, held_out_seeds
 
 
 class SlowEnv(ActorEnv):

@@ -5,11 +5,11 @@ from typing import Any, Literal
 import numpy as np
 from conftest import make_fast_task
 
-from esper_ray.orchestration.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings
-from esper_ray.orchestration.learner_config import Learning, algorithm_class, build_config
-from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
 
 TASK = make_fast_task()
 

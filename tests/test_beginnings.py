@@ -17,7 +17,7 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.host_cache import HostCache
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.rollout import play_episode
-from esper_ray.orchestration.tickets import assign, held_out_seeds, spread
+from esper_ray.orchestration.fleet.tickets import assign, held_out_seeds, spread
 from esper_ray.policies import ReplayPolicy, SchedulePolicy, WaitPolicy
 from esper_ray.tasks import TaskSpec, load_task_data, load_test_data, prepare_data
 from esper_ray.training import evaluate

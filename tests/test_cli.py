@@ -13,10 +13,10 @@ import ray
 
 from esper_ray.cli.main import TasksConfig, _parse, run
 from esper_ray.lifecycle import SeedStage
-from esper_ray.orchestration.checkpoint import read_facts
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.env_runner import ActorEnv
-from esper_ray.orchestration.run_folder import checkpoints_of, iteration_of
+from esper_ray.orchestration.fleet.env_runner import ActorEnv
+from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.run_folder import checkpoints_of, iteration_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 

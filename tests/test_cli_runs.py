@@ -17,7 +17,7 @@ from writers import (
 )
 
 from esper_ray.cli.main import run
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.tasks import task_names
 
 pytestmark = pytest.mark.slow

@@ -21,12 +21,12 @@ from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run
 from esper_ray.cli.plan import described
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.env_runner import Seat
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.preflight import Preflight
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.run.plan import RunPlan
+from esper_ray.orchestration.run.preflight import Preflight
 
 FEW = ["--iterations", "2", "--episodes-per-iteration", "6", "--wait-only-episodes", "0"]
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from esper_ray.episode import ActionTable
-from esper_ray.orchestration.episode_store import Outcome
-from esper_ray.orchestration.paired import (
+from esper_ray.orchestration.held_out.episode_store import Outcome
+from esper_ray.orchestration.held_out.paired import (
     Difference,
     means,
     over_training_seeds,
     paired_difference,
     verdict,
 )
-from esper_ray.orchestration.schedule_search import Schedule, candidates, survivors
+from esper_ray.orchestration.held_out.schedule_search import Schedule, candidates, survivors
 from esper_ray.tasks import get_task_spec
 
 ACTIONS = ActionTable(["norm", "conv_heavy"])

@@ -20,7 +20,7 @@ from ray.scripts.scripts import cli as ray_cli
 from esper_ray.cli.main import _parse
 from esper_ray.errors import EsperError
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.placement import _gpu_share
+from esper_ray.orchestration.fleet.placement import _gpu_share
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -16,8 +16,8 @@ from esper_ray.episode.record import EpisodeRecord
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
 from esper_ray.models import MorphogeneticModel, list_blueprints
-from esper_ray.orchestration.kept_hosts import KeptHosts, kept_episodes, load_kept_host
-from esper_ray.orchestration.tickets import FinishedEpisode, Ticket
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
+from esper_ray.orchestration.run.kept_hosts import KeptHosts, kept_episodes, load_kept_host
 from esper_ray.tasks import TaskSpec, create_model, load_task_data, load_test_data, prepare_data
 from esper_ray.training import evaluate
 

@@ -18,11 +18,11 @@ from learners import assert_same_weights, build, rows, weights
 
 from esper_ray.cli.train import summary
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.tickets import assign
-from esper_ray.orchestration.train import train
-from esper_ray.orchestration.trial import QuietObserver
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.tickets import assign
+from esper_ray.orchestration.run.train import train
+from esper_ray.orchestration.tuning.trial import QuietObserver
 
 logger = logging.getLogger(__name__)
 

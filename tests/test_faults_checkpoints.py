@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 
 from esper_ray.cli.main import run
 from esper_ray.errors import CheckpointError, EsperError
-from esper_ray.orchestration.checkpoint import read_facts
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.host_checkpoint import EpisodeSoFar, HostCheckpoints
-from esper_ray.orchestration.learner_state import read_learner_state, require_fitting_optimizer
-from esper_ray.orchestration.policy_network import load_policy
-from esper_ray.orchestration.resume import find_resumption
-from esper_ray.orchestration.run_folder import checkpoints_of
-from esper_ray.orchestration.run_result import read_tally
-from esper_ray.orchestration.tickets import Ticket
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
+from esper_ray.orchestration.fleet.tickets import Ticket
+from esper_ray.orchestration.learner.learner_state import read_learner_state, require_fitting_optimizer
+from esper_ray.orchestration.learner.policy_network import load_policy
+from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.resume import find_resumption
+from esper_ray.orchestration.run.run_folder import checkpoints_of
+from esper_ray.orchestration.run.run_result import read_tally
 
 pytestmark = pytest.mark.faults
 

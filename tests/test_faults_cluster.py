@@ -14,10 +14,10 @@ from ray.cluster_utils import Cluster
 from traced import LOST_AT, TASK, Trace, assert_same_weights, rows, weights
 
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.progress import BoardReader
-from esper_ray.orchestration.train import train
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.fleet.progress import BoardReader
+from esper_ray.orchestration.run.plan import RunPlan
+from esper_ray.orchestration.run.train import train
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

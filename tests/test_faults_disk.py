@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.checkpoint import read_facts
-from esper_ray.orchestration.episode_store import EpisodeStore
-from esper_ray.orchestration.host_checkpoint import EpisodeSoFar, HostCheckpoints
-from esper_ray.orchestration.kept_hosts import KeptHosts, kept_episodes, load_kept_host
-from esper_ray.orchestration.run_folder import RunFolder, checkpoints_of, has_ended, iteration_of, read_config
-from esper_ray.orchestration.tensorboard_events import TensorBoardEvents
-from esper_ray.orchestration.tickets import FinishedEpisode, Ticket
+from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
+from esper_ray.orchestration.held_out.episode_store import EpisodeStore
+from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.kept_hosts import KeptHosts, kept_episodes, load_kept_host
+from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, has_ended, iteration_of, read_config
+from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
 from esper_ray.policies import RandomPolicy
 
 pytestmark = pytest.mark.faults

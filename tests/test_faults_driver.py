@@ -16,10 +16,10 @@ import pytest
 from driver import ITERATIONS, SETTINGS, begun, ended, half_written, results, wait_until, whole_rows
 
 from esper_ray.cli.main import run
-from esper_ray.orchestration.checkpoint import read_facts
-from esper_ray.orchestration.learner_state import read_learner_state
-from esper_ray.orchestration.run_folder import RunFolder, checkpoints_of, iteration_of, read_config
-from esper_ray.orchestration.run_result import read_tally
+from esper_ray.orchestration.learner.learner_state import read_learner_state
+from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, iteration_of, read_config
+from esper_ray.orchestration.run.run_result import read_tally
 
 pytestmark = pytest.mark.faults
 

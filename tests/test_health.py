@@ -8,9 +8,9 @@ import pytest
 import torch
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
-from esper_ray.orchestration.health import UpdateWatch, explained_variance, value_targets, warnings_of
-from esper_ray.orchestration.policy_network import initial_state, rllib_model_config
-from esper_ray.orchestration.rl_module import MaskedPPOTorchRLModule
+from esper_ray.orchestration.learner.health import UpdateWatch, explained_variance, value_targets, warnings_of
+from esper_ray.orchestration.learner.policy_network import initial_state, rllib_model_config
+from esper_ray.orchestration.learner.rl_module import MaskedPPOTorchRLModule
 
 RNG = np.random.default_rng(0)
 SPACE = gym.spaces.Dict({"observations": gym.spaces.Box(-1, 1, (5,)), "action_mask": gym.spaces.MultiBinary(4)})

@@ -14,16 +14,16 @@ from esper_ray.cli.main import run
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
-from esper_ray.orchestration import checkpoint as checkpoints
-from esper_ray.orchestration.algorithm import EpisodePPO
-from esper_ray.orchestration.checkpoint import held_out, read_facts, write_facts
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorSettings
-from esper_ray.orchestration.learned_policy import LearnedPolicy
-from esper_ray.orchestration.learner_config import Learning, build_config
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.tickets import development_seeds, held_out_seeds
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
+from esper_ray.orchestration.learner.algorithm import EpisodePPO
+from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
+from esper_ray.orchestration.learner.learner_config import Learning, build_config
+from esper_ray.orchestration.run import checkpoint as checkpoints
+from esper_ray.orchestration.run.checkpoint import held_out, read_facts, write_facts
 from esper_ray.policies import SchedulePolicy
 
 SMALL = [

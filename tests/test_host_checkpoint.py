@@ -9,8 +9,8 @@ import torch
 from traced import EVERY, LOST_AT, TASK, Trace, assert_same_weights, rows, weights
 
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.cluster import local_ray
-from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.placement import Placement
 
 HERE = Placement(0, 1, 0.0)
 ONE_ACTOR = Placement(1, 1, 0.0)

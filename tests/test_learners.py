@@ -16,12 +16,12 @@ from learners import TASK, assert_same_weights, build, rows, weights
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.algorithm import EpisodeAlgorithm, EpisodeAPPO
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.learned_policy import LearnedPolicy
-from esper_ray.orchestration.policy_network import load_policy
-from esper_ray.orchestration.tickets import assign, assign_number
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.tickets import assign, assign_number
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodeAPPO
+from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
+from esper_ray.orchestration.learner.policy_network import load_policy
 
 LEARNERS = list(itertools.product(("ppo", "appo"), ("mlp", "lstm")))
 Learner = Literal["ppo", "appo"]

@@ -20,14 +20,14 @@ from ray.exceptions import RayError
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import EpisodeFailedError, PlacementError
-from esper_ray.orchestration.algorithm import EpisodePPO
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorEnv, ActorSettings
-from esper_ray.orchestration.learned_policy import LearnedPolicy
-from esper_ray.orchestration.learner_config import Learning, build_config
-from esper_ray.orchestration.placement import Placement, place
-from esper_ray.orchestration.tickets import FinishedEpisode, Ticket, assign
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement, place
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket, assign
+from esper_ray.orchestration.learner.algorithm import EpisodePPO
+from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
+from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.policies import WaitPolicy
 
 TASK = make_fast_task()

@@ -8,8 +8,8 @@ import torch
 from ray.cluster_utils import Cluster
 
 from esper_ray.errors import PlacementError
-from esper_ray.orchestration import placement
-from esper_ray.orchestration.placement import Placement, assigned_device, place
+from esper_ray.orchestration.fleet import placement
+from esper_ray.orchestration.fleet.placement import Placement, assigned_device, place
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ from ray.cluster_utils import Cluster
 from esper_ray.cli.main import run
 from esper_ray.data import source
 from esper_ray.models import CNNHost, blueprints, host, hosts
-from esper_ray.orchestration import plan
-from esper_ray.orchestration.cluster import plugin_environment
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorSettings, EpisodeRunner
-from esper_ray.orchestration.learner_config import Learning, build_algorithm
-from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.fleet.cluster import plugin_environment
+from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
+from esper_ray.orchestration.run import plan
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import get_task_spec, registry, task_names
 

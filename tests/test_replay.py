@@ -13,7 +13,7 @@ import torch
 
 from esper_ray.cli.main import run
 from esper_ray.episode.host_run import HostRun
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.fleet.cluster import local_ray
 
 pytestmark = pytest.mark.slow
 

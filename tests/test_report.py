@@ -21,8 +21,8 @@ from report_browser import FAINT, chromium, draw_all, marks, opened
 from esper_ray.cli.main import _parse, run
 from esper_ray.errors import EsperError, RunFolderError
 from esper_ray.lifecycle import SeedStage
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.report import ReportServer, embedded, palette, render, write_plots, write_report
 from esper_ray.report.aggregate import Bins, action_shares, blueprint_scores, gradient_map, learning_curve
 from esper_ray.report.shell_command import in_lines, shell_command

@@ -10,8 +10,8 @@ import torch
 from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS
 from torch import Tensor
 
-from esper_ray.orchestration.policy_network import initial_state, rllib_model_config
-from esper_ray.orchestration.rl_module import MaskedAPPOTorchRLModule, MaskedPPOTorchRLModule
+from esper_ray.orchestration.learner.policy_network import initial_state, rllib_model_config
+from esper_ray.orchestration.learner.rl_module import MaskedAPPOTorchRLModule, MaskedPPOTorchRLModule
 
 MASK = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=np.int8)
 

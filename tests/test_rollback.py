@@ -18,8 +18,8 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.governor import Failure
 from esper_ray.episode.host_run import HostRun
 from esper_ray.episode.rewards import REWARD_MODES
-from esper_ray.orchestration.cluster import local_ray
-from esper_ray.orchestration.metrics import episode_metrics
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.run.metrics import episode_metrics
 from esper_ray.report import render
 from esper_ray.report.aggregate import rollbacks
 from esper_ray.tasks import TaskSpec

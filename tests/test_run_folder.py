@@ -13,13 +13,13 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
-from esper_ray.orchestration.env_runner import Seat
-from esper_ray.orchestration.metrics import episode_metrics, learner_metrics, mean_with_error
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.preflight import Preflight
-from esper_ray.orchestration.progress import HostProgress
-from esper_ray.orchestration.run_folder import RunFolder, iteration_of, read_metrics, require_usable
+from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.fleet.progress import HostProgress
+from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics, mean_with_error
+from esper_ray.orchestration.run.plan import RunPlan
+from esper_ray.orchestration.run.preflight import Preflight
+from esper_ray.orchestration.run.run_folder import RunFolder, iteration_of, read_metrics, require_usable
 from esper_ray.policies import RandomPolicy, SchedulePolicy
 
 ENV = MorphogenesisEnv(make_fast_task())

@@ -17,11 +17,11 @@ from writers import cifar_batches, write_cifar_archive
 
 from esper_ray.cli.main import run
 from esper_ray.errors import PlacementError
-from esper_ray.orchestration import placement
-from esper_ray.orchestration.cluster import local_ray
 from esper_ray.orchestration.config import TuneConfig
-from esper_ray.orchestration.placement import Placement, place_trials
-from esper_ray.orchestration.search import SearchPlan, SearchResult, run_search
+from esper_ray.orchestration.fleet import placement
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.placement import Placement, place_trials
+from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ from ray import tune
 
 from esper_ray.cli.main import run
 from esper_ray.orchestration.config import load_config
-from esper_ray.orchestration.ranking import TrialResult, rank
-from esper_ray.orchestration.run_folder import METRICS_FILE
-from esper_ray.orchestration.search_file import METRICS, STOP_KEYS, SearchFile, load_search
-from esper_ray.orchestration.search_folder import write_best
-from esper_ray.orchestration.searchers import SeedRepeater, scheduler
+from esper_ray.orchestration.run.run_folder import METRICS_FILE
+from esper_ray.orchestration.tuning.ranking import TrialResult, rank
+from esper_ray.orchestration.tuning.search_file import METRICS, STOP_KEYS, SearchFile, load_search
+from esper_ray.orchestration.tuning.search_folder import write_best
+from esper_ray.orchestration.tuning.searchers import SeedRepeater, scheduler
 
 SMALL: dict[str, Any] = {
     "train": {"task": "digits", "iterations": 4, "episodes_per_iteration": 4},

@@ -15,8 +15,8 @@ import torch
 
 from esper_ray import Session
 from esper_ray.errors import ConfigurationError, PlacementError
-from esper_ray.orchestration.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
-from esper_ray.orchestration.policy_network import read_policy
+from esper_ray.orchestration.fleet.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
+from esper_ray.orchestration.learner.policy_network import read_policy
 
 SMALL: dict[str, Any] = {
     **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},

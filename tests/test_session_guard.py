@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import ray_processes
 
-from esper_ray.orchestration.session_guard import end_session
+from esper_ray.orchestration.fleet.session_guard import end_session
 
 DRIVER = """
 import time
 import ray
-from esper_ray.orchestration.cluster import local_ray
+from esper_ray.orchestration.fleet.cluster import local_ray
 
 pytestmark = pytest.mark.faults
 

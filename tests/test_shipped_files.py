@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from esper_ray.orchestration.config import TrainConfig, load_config
-from esper_ray.orchestration.search_file import load_search
+from esper_ray.orchestration.tuning.search_file import load_search
 from esper_ray.tasks import get_task_spec, require_sound
 
 ROOT = Path(__file__).parent.parent

@@ -8,11 +8,11 @@ import numpy as np
 from conftest import make_fast_task
 from fakes import TracedEnv
 
-from esper_ray.orchestration.algorithm import EpisodeAlgorithm, EpisodePPO
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.env_runner import ActorSettings
-from esper_ray.orchestration.learner_config import Learning, build_config
-from esper_ray.orchestration.placement import Placement
+from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodePPO
+from esper_ray.orchestration.learner.learner_config import Learning, build_config
 
 TASK = make_fast_task()
 EVERY = 2

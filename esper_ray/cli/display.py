@@ -13,8 +13,8 @@ from rich.text import Text
 from typing_extensions import Self
 
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.progress import BoardReader, HostProgress
+from esper_ray.orchestration.fleet.progress import BoardReader, HostProgress
+from esper_ray.orchestration.run.plan import RunPlan
 
 _REFRESH_PER_SECOND = 4
 _SECONDS_BETWEEN_STATUS_LINES = 30.0

@@ -6,7 +6,7 @@ from collections import Counter
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import drawn_host, timeline
 from esper_ray.orchestration.config import EvaluateConfig
-from esper_ray.orchestration.evaluate import EvaluationResult, evaluate_checkpoint
+from esper_ray.orchestration.held_out.evaluate import EvaluationResult, evaluate_checkpoint
 
 
 def run_evaluate(config: EvaluateConfig) -> int:

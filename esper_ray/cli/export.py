@@ -3,7 +3,7 @@
 import warnings
 
 from esper_ray.orchestration.config import ExportConfig
-from esper_ray.orchestration.export_run import export_run
+from esper_ray.orchestration.run.export_run import export_run
 
 
 def run_export(config: ExportConfig) -> int:

@@ -5,7 +5,7 @@ import warnings
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
 from esper_ray.orchestration.config import HeuristicConfig
-from esper_ray.orchestration.heuristic import HeuristicResult, play_heuristic
+from esper_ray.orchestration.run.heuristic import HeuristicResult, play_heuristic
 
 
 def run_heuristic(config: HeuristicConfig) -> int:

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
-from esper_ray.orchestration.checkpoint import require_same_spaces
 from esper_ray.orchestration.config import PlanConfig
-from esper_ray.orchestration.env_runner import Seat
-from esper_ray.orchestration.placement import Placement
-from esper_ray.orchestration.plan import RunPlan, started_run
-from esper_ray.orchestration.resume import find_resumption, read_start
+from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.run.checkpoint import require_same_spaces
+from esper_ray.orchestration.run.plan import RunPlan, started_run
+from esper_ray.orchestration.run.resume import find_resumption, read_start
 
 
 def run_plan(config: PlanConfig) -> int:

@@ -3,7 +3,7 @@
 import warnings
 
 from esper_ray.orchestration.config import ReplayConfig
-from esper_ray.orchestration.replay_run import Replay, replay_run
+from esper_ray.orchestration.run.replay_run import Replay, replay_run
 
 
 def run_replay(config: ReplayConfig) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from esper_ray.lifecycle import SeedStage
-from esper_ray.orchestration.episode_store import Outcome
+from esper_ray.orchestration.held_out.episode_store import Outcome
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""

@@ -5,9 +5,9 @@ import warnings
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.metrics import mean_with_error
-from esper_ray.orchestration.run_result import RunResult
-from esper_ray.orchestration.train import train
+from esper_ray.orchestration.run.metrics import mean_with_error
+from esper_ray.orchestration.run.run_result import RunResult
+from esper_ray.orchestration.run.train import train
 
 
 def run_train(config: TrainConfig) -> int:

@@ -16,8 +16,8 @@ from typing_extensions import Self
 from esper_ray.cli.display import make_console
 from esper_ray.cli.summary import INTERRUPTED
 from esper_ray.orchestration.config import TuneConfig
-from esper_ray.orchestration.ranking import RankedSetting, TrialResult, describe
-from esper_ray.orchestration.search import SearchPlan, SearchResult, run_search
+from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult, describe
+from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
 from esper_ray.report import write_plots, write_report
 
 _SECONDS_BETWEEN_LINES = 15.0

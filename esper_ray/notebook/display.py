@@ -14,10 +14,10 @@ from esper_ray.cli.display import PlainDisplay, number, plan_line, share
 from esper_ray.cli.tune import PlainTrials
 from esper_ray.cli.tune import plan_line as search_line
 from esper_ray.notebook.frames import trials_frame
-from esper_ray.orchestration.plan import RunPlan
-from esper_ray.orchestration.progress import BoardReader
-from esper_ray.orchestration.ranking import TrialResult
-from esper_ray.orchestration.search import SearchPlan
+from esper_ray.orchestration.fleet.progress import BoardReader
+from esper_ray.orchestration.run.plan import RunPlan
+from esper_ray.orchestration.tuning.ranking import TrialResult
+from esper_ray.orchestration.tuning.search import SearchPlan
 
 _SECONDS_BETWEEN_UPDATES = 1.0
 _LEARNED, _WAITING = "#0072B2", "#D55E00"

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.comparison import WAYS, Comparison
-from esper_ray.orchestration.paired import score, test_accuracy
-from esper_ray.orchestration.ranking import RankedSetting, TrialResult
-from esper_ray.orchestration.run_folder import read_episodes, read_metrics
+from esper_ray.orchestration.held_out.comparison import WAYS, Comparison
+from esper_ray.orchestration.held_out.paired import score, test_accuracy
+from esper_ray.orchestration.run.run_folder import read_episodes, read_metrics
+from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult
 
 _LISTS = ("per_epoch", "stages")
 

@@ -18,9 +18,6 @@ from typing_extensions import Self
 from esper_ray.errors import ConfigurationError
 from esper_ray.notebook import frames
 from esper_ray.notebook.display import make_session_display
-from esper_ray.orchestration.cluster import local_ray
-from esper_ray.orchestration.compare import compare
-from esper_ray.orchestration.comparison import Comparison
 from esper_ray.orchestration.config import (
     CompareConfig,
     HeuristicConfig,
@@ -31,11 +28,14 @@ from esper_ray.orchestration.config import (
     read_yaml,
     require_known_keys,
 )
-from esper_ray.orchestration.heuristic import play_heuristic
-from esper_ray.orchestration.interrupts import interrupts_raise
-from esper_ray.orchestration.run_result import RunResult
-from esper_ray.orchestration.search import SearchResult, run_search
-from esper_ray.orchestration.train import started_training
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.interrupts import interrupts_raise
+from esper_ray.orchestration.held_out.compare import compare
+from esper_ray.orchestration.held_out.comparison import Comparison
+from esper_ray.orchestration.run.heuristic import play_heuristic
+from esper_ray.orchestration.run.run_result import RunResult
+from esper_ray.orchestration.run.train import started_training
+from esper_ray.orchestration.tuning.search import SearchResult, run_search
 from esper_ray.plugins import load_plugins
 from esper_ray.report import write_report
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import vl_convert
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.metrics import lookup
+from esper_ray.orchestration.run.metrics import lookup
 from esper_ray.report.palette import LIGHT, resolved
 from esper_ray.report.reading import load_search
 from esper_ray.report.search_charts import curves_chart, ranking_chart

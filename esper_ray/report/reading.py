@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.run_folder import HELD_OUT, is_run, read_config, read_episodes, read_metrics
-from esper_ray.orchestration.search_folder import BEST, RANKING, is_search, read_experiment
+from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, read_config, read_episodes, read_metrics
+from esper_ray.orchestration.tuning.search_folder import BEST, RANKING, is_search, read_experiment
 
 _WATCHED = ("config.json", "metrics.jsonl", "episodes.jsonl", "summary.json")
 _FEWEST_SECONDS_OF_STANDSTILL = 60.0

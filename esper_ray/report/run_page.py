@@ -5,8 +5,8 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from esper_ray.orchestration.metrics import mean_with_error
-from esper_ray.orchestration.run_result import LAST_SHARE
+from esper_ray.orchestration.run.metrics import mean_with_error
+from esper_ray.orchestration.run.run_result import LAST_SHARE
 from esper_ray.report import aggregate, run_charts
 from esper_ray.report.embedded import pack
 from esper_ray.report.episode_charts import strip_chart, strip_rows, timeline_charts

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
-from esper_ray.orchestration.metrics import lookup
-from esper_ray.orchestration.ranking import TrialResult, describe, rank
+from esper_ray.orchestration.run.metrics import lookup
+from esper_ray.orchestration.tuning.ranking import TrialResult, describe, rank
 from esper_ray.report import search_charts
 from esper_ray.report.page import Page, Section
 from esper_ray.report.reading import RunData, SearchData

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.search_folder import is_search
+from esper_ray.orchestration.tuning.search_folder import is_search
 from esper_ray.report.page import Page
 from esper_ray.report.reading import load_run, load_search, require_readable
 from esper_ray.report.run_page import run_page

@@ -1,0 +1,278 @@
+"""Who plays what: hands tickets to actors, notices the actors that die, hang or fail, and has every ticket played."""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+from esper_ray.errors import EpisodeFailedError
+from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
+from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.tickets import Ticket
+
+logger = logging.getLogger(__name__)
+
+_MAX_LOSSES_PER_TICKET = 3
+_RETURN_SECONDS = 120.0
+"""Longest wait while no actor at all is there: importing torch and Ray takes a while on a loaded machine."""
+_SECONDS_BETWEEN_PROBES = 0.5
+
+CAUSES = ("died", "raised", "hung")
+"""Why an actor can be lost: its process or machine died, its episode raised, or it took too long."""
+
+Start = Callable[[ActorHandle, Ticket], ray.ObjectRef]
+
+
+class TicketQueue(ABC):
+    """Tickets of one kind, and what came of them.
+
+    Attributes:
+        start: has an actor play a ticket.
+        finished: episodes that are over and have not been taken yet.
+    """
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.finished: deque[PlayedEpisode] = deque()
+
+    @abstractmethod
+    def take(self, runner: int, away: Iterable[int]) -> Ticket | None:
+        """Returns the next ticket for an idle actor; None if it has none. Those in `away` cannot play their own now."""
+
+    @abstractmethod
+    def put_back(self, ticket: Ticket) -> None:
+        """Takes back a ticket whose actor was lost; it comes first again."""
+
+
+class OwedTickets(TicketQueue):
+    """A fixed set of tickets. Each actor plays its own, and in the end also those of actors that are away."""
+
+    def __init__(self, tickets: Iterable[Ticket], start: Start) -> None:
+        super().__init__(start)
+        self._owed: dict[int, deque[Ticket]] = {}
+        for ticket in tickets:
+            self._owed.setdefault(ticket.runner, deque()).append(ticket)
+
+    def take(self, runner: int, away: Iterable[int]) -> Ticket | None:
+        """Returns the actor's next ticket, or else one of an actor that is away."""
+        for owner in (runner, *away):
+            if owed := self._owed.get(owner):
+                return owed.popleft()
+        return None
+
+    def put_back(self, ticket: Ticket) -> None:
+        """Takes back a ticket; it comes first again."""
+        self._owed.setdefault(ticket.runner, deque()).appendleft(ticket)
+
+
+class SeriesTickets(TicketQueue):
+    """An endless series of tickets for each actor.
+
+    Attributes:
+        consumed: for each actor, episodes of its series that were counted.
+
+    Args:
+        ticket: gives the ticket of a runner index (from 1) and a number (from 0).
+        runners: number of actors.
+        start: see `TicketQueue`.
+    """
+
+    def __init__(self, ticket: Callable[[int, int], Ticket], runners: int, start: Start) -> None:
+        super().__init__(start)
+        self._ticket = ticket
+        self.consumed = (0,) * runners
+        self._next = [0] * runners
+        self._again: dict[int, Ticket] = {}
+
+    def take(self, runner: int, away: Iterable[int]) -> Ticket | None:
+        """Returns the ticket that the actor was lost over, or its next one."""
+        if (again := self._again.pop(runner, None)) is not None:
+            return again
+        number = self._next[runner - 1]
+        self._next[runner - 1] += 1
+        return self._ticket(runner, number)
+
+    def put_back(self, ticket: Ticket) -> None:
+        """Takes back a ticket; its actor plays it again."""
+        self._again[ticket.runner] = ticket
+
+    def count(self, episodes: Iterable[PlayedEpisode]) -> None:
+        """Counts episodes as learned from."""
+        counted = Counter(episode.ticket.runner for episode in episodes)
+        self.consumed = tuple(count + counted[runner] for runner, count in enumerate(self.consumed, start=1))
+
+    def go_on_from(self, consumed: tuple[int, ...]) -> None:
+        """Begins each actor's series behind the episodes that were learned from."""
+        assert len(consumed) == len(self.consumed), "as many actors as before"
+        self.consumed, self._next = consumed, list(consumed)
+
+
+@dataclass(frozen=True)
+class _Play:
+    """A ticket that an actor plays."""
+
+    ticket: Ticket
+    runner: int
+    queue: TicketQueue
+    deadline: float
+
+
+@dataclass
+class _Absence:
+    """An actor that is being restarted.
+
+    Attributes:
+        since: when it was lost.
+        probe: a call that it answers once it is there again; None between two of them.
+        next_probe: when to call it again.
+    """
+
+    since: float
+    probe: ray.ObjectRef | None
+    next_probe: float
+
+
+class Dispatcher:
+    """Has tickets played, one at a time by each actor.
+
+    An actor that dies, that raises, or that needs longer than the timeout for an episode is replaced, and the ticket is
+    played again: an episode depends on its ticket and the policy's weights alone, so nothing is lost but time. While an
+    actor is away the others play what it owes, once they have played their own.
+
+    Attributes:
+        losses: actors lost so far, by cause, see `CAUSES`.
+        timeout_s: longest time for an episode, seconds.
+
+    Args:
+        actors: the actors by runner index, from 1.
+        timeout_s: see above.
+    """
+
+    def __init__(self, actors: Mapping[int, ActorHandle], timeout_s: float = inf) -> None:
+        self.losses: Counter[str] = Counter()
+        self.timeout_s = timeout_s
+        self._actors = dict(actors)
+        self._playing: dict[ray.ObjectRef, _Play] = {}
+        self._away: dict[int, _Absence] = {}
+        self._abandoned: dict[int, ray.ObjectRef] = {}
+        self._losses_of: Counter[Ticket] = Counter()
+
+    def next_episode(self, queue: TicketQueue) -> PlayedEpisode:
+        """Waits for the next episode of a queue that still has one, and returns it. Interrupts come through.
+
+        Raises:
+            EpisodeFailedError: its actor was lost three times over an episode, or no actor is left.
+        """
+        while not queue.finished:
+            self._start_idle(queue)  # not to be interrupted: a ticket that was taken would be lost
+            with allowed_interrupts():
+                done = self._wait()
+            self._take_up(done)
+        return queue.finished.popleft()
+
+    def abandon(self, queue: TicketQueue) -> None:
+        """Forgets what is being played of a queue. The actors play it to its end all the same."""
+        for reference, play in list(self._playing.items()):
+            if play.queue is queue:
+                self._abandoned[play.runner] = reference
+                del self._playing[reference]
+
+    def _start_idle(self, queue: TicketQueue) -> None:
+        busy = {play.runner for play in self._playing.values()}
+        for runner, actor in self._actors.items():
+            if runner in busy or runner in self._away:
+                continue
+            ticket = queue.take(runner, self._away)
+            if ticket is not None:
+                deadline = time.monotonic() + self.timeout_s * (1 + self._is_behind(runner))
+                self._playing[queue.start(actor, ticket)] = _Play(ticket, runner, queue, deadline)
+
+    def _is_behind(self, runner: int) -> bool:
+        """Whether an actor is still at an episode that was abandoned."""
+        reference = self._abandoned.get(runner)
+        if reference is not None and ray.wait([reference], timeout=0)[0]:
+            del self._abandoned[runner]
+            return False
+        return reference is not None
+
+    def _wait(self) -> list[ray.ObjectRef]:
+        """Waits until an episode is over, an absent actor answers, or an actor is due to be called or given up."""
+        now = time.monotonic()
+        for runner, absence in self._away.items():
+            if absence.probe is None and absence.next_probe <= now:
+                absence.probe = self._actors[runner].ping.remote()
+        if not self._playing and all(now - absence.since > _RETURN_SECONDS for absence in self._away.values()):
+            raise EpisodeFailedError(
+                f"all {len(self._actors)} runners are lost and none came back in {_RETURN_SECONDS:.0f} s"
+            )
+        probes = [absence.probe for absence in self._away.values() if absence.probe is not None]
+        moments = [play.deadline for play in self._playing.values()]
+        moments += [absence.next_probe for absence in self._away.values() if absence.probe is None]
+        moments += [absence.since + _RETURN_SECONDS + 1 for absence in self._away.values()] if not self._playing else []
+        until = min(moments, default=inf)
+        timeout = None if until == inf else max(0.0, until - now)
+        done, _ = ray.wait([*self._playing, *probes], num_returns=1, timeout=timeout)
+        return list(done)
+
+    def _take_up(self, done: Iterable[ray.ObjectRef]) -> None:
+        for reference in done:
+            if (play := self._playing.pop(reference, None)) is not None:
+                self._end(play, reference)
+            else:
+                self._answered(reference)
+        now = time.monotonic()
+        for reference, play in list(self._playing.items()):
+            if play.deadline <= now:
+                del self._playing[reference]
+                self._lose(play, "hung", f"it took longer than {self.timeout_s:.0f} s")
+
+    def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
+        try:
+            episode: PlayedEpisode = ray.get(reference)
+        except RayError as error:
+            self._lose(play, "died", f"{type(error).__name__}: {error}")
+            return
+        if episode.failure is not None:
+            self._lose(play, "raised", episode.failure)
+            return
+        del self._losses_of[play.ticket]
+        play.queue.finished.append(episode)
+
+    def _lose(self, play: _Play, cause: str, reason: str) -> None:
+        """Replaces a lost actor and takes its ticket back.
+
+        Raises:
+            EpisodeFailedError: that happened too often over this ticket.
+        """
+        ticket = play.ticket
+        self.losses[cause] += 1
+        self._losses_of[ticket] += 1
+        logger.warning("runner %d %s in episode %d of runner %d", play.runner, cause, ticket.number, ticket.runner)
+        if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
+            raise EpisodeFailedError(
+                f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) failed "
+                f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
+            )
+        if cause != "died":
+            ray.kill(self._actors[play.runner], no_restart=False)
+        play.queue.put_back(ticket)
+        self._abandoned.pop(play.runner, None)
+        now = time.monotonic()
+        self._away[play.runner] = _Absence(now, None, now)
+
+    def _answered(self, probe: ray.ObjectRef) -> None:
+        (runner,) = [runner for runner, absence in self._away.items() if absence.probe == probe]
+        try:
+            ray.get(probe)
+        except RayError:
+            self._away[runner].probe = None
+            self._away[runner].next_probe = time.monotonic() + _SECONDS_BETWEEN_PROBES
+        else:
+            del self._away[runner]

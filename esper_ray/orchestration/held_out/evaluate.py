@@ -1,0 +1,137 @@
+"""A checkpoint's policy on held-out hosts."""
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esper_ray.episode.host_cache import code_digest, origin_of_numbers
+from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
+from esper_ray.orchestration.held_out.episode_store import EpisodeStore, Outcome, play_missing, require_store
+from esper_ray.orchestration.held_out.paired import means
+from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
+from esper_ray.orchestration.run.checkpoint import (
+    CheckpointFacts,
+    held_out,
+    read_facts,
+    require_same_spaces,
+    require_same_task,
+)
+from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
+from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, write_json
+from esper_ray.plugins import load_plugins, require_elsewhere
+from esper_ray.tasks import TaskSpec, prepare_data
+
+_ROOM = "orchestration/learner"
+_POLICY_CODE = ("policies", *(f"{_ROOM}/{name}.py" for name in ("learned_policy", "policy_network", "rl_module")))
+"""Parts of the package that a decision follows from."""
+
+
+@dataclass
+class EvaluationResult:
+    """What the episodes came to.
+
+    Attributes:
+        outcomes: one per held-out host, in the order of their seeds.
+        file: where the numbers were written.
+    """
+
+    plan: RunPlan
+    facts: CheckpointFacts
+    outcomes: list[Outcome]
+    file: Path
+    seconds: float = 0.0
+    means: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.means = means(self.outcomes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what the file holds."""
+        return {
+            "task": self.facts.task["name"],
+            "checkpoint_digest": self.facts.digest,
+            "episodes": len(self.outcomes),
+            "means": self.means,
+            "kept_blueprints": dict(Counter(str(outcome.kept_blueprint) for outcome in self.outcomes)),
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+
+def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> EvaluationResult:
+    """Plays the policy on held-out hosts; what the folder holds already is not played again.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another task, action space or version.
+        EsperError: as `started_run`.
+    """
+    started = time.monotonic()
+    facts, task = opened(config.checkpoint, config)
+    out = held_out_folder(config.checkpoint, config)
+    seeds = held_out(facts, config.episodes)
+    name = policy_name(facts, config.greedy)
+    require_store(out)
+    with started_actors(with_plugins(config, facts), task, out) as (plan, algorithm, board):
+        require_same_spaces(facts, plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(facts, plan, config.data_dir)) as store:
+            observer.on_start(plan, board)
+            policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
+            outcomes = play_missing(
+                store, algorithm, name, policy, seeds, on_episode=lambda done, n: observer.on_scripted(name, done, n)
+            )
+            board.close()
+            file = out / f"evaluation-{name.replace(' ', '-')}.json"
+            result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started)
+            write_json(file, result.as_dict())
+    return result
+
+
+def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[CheckpointFacts, TaskSpec]:
+    """Returns what a checkpoint says of itself, and its task; imports the plugins that it needs.
+
+    Raises:
+        CheckpointError: it is damaged, or of another task or version.
+        ConfigurationError: a plugin does not import.
+    """
+    facts = read_facts(checkpoint)
+    require_same_task(facts, config.task)
+    run = checkpoint.absolute().parent.parent
+    require_elsewhere(facts.plugins, run if is_run(run) else checkpoint)
+    load_plugins(with_plugins(config, facts).plugin)
+    return facts, facts.task_spec()
+
+
+def with_plugins(config: EvaluateConfig | CompareConfig, facts: CheckpointFacts) -> EvaluateConfig | CompareConfig:
+    """Returns the configuration with the checkpoint's plugins in front of its own."""
+    return config.model_copy(update={"plugin": tuple(dict.fromkeys([*facts.plugins, *config.plugin]))})
+
+
+def held_out_folder(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> Path:
+    """Returns where the episodes go unless --out says otherwise: into the checkpoint's run folder, or beside it."""
+    checkpoint = checkpoint.absolute()
+    if config.out is not None:
+        return config.out
+    if is_run(checkpoint.parent.parent):
+        return checkpoint.parent.parent / HELD_OUT / checkpoint.name
+    return checkpoint.with_name(f"{checkpoint.name}-{HELD_OUT}")
+
+
+def policy_name(facts: CheckpointFacts, greedy: bool) -> str:
+    """Returns the name under which a checkpoint's episodes are stored."""
+    return f"{'greedy' if greedy else 'sampled'} {facts.digest}"
+
+
+def common_task(facts: CheckpointFacts) -> dict[str, Any]:
+    """Returns what the episodes of comparable policies have in common: of the reward only what the score counts."""
+    return {key: value for key, value in facts.task.items() if key != "reward"} | {"rent": facts.task["reward"]["rent"]}
+
+
+def store_settings(facts: CheckpointFacts, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
+    """Returns what all episodes of a store follow from, besides weights and seeds."""
+    data = prepare_data(plan.task, data_dir).folder
+    return {
+        "task": common_task(facts),
+        "policy code": code_digest(*_POLICY_CODE),
+        **origin_of_numbers(plan.task, data, plan.placement.device_kind),
+    }

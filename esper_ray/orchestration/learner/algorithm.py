@@ -1,0 +1,419 @@
+"""Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+
+import copy
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    TIMERS,
+)
+
+from esper_ray.episode import Policy
+from esper_ray.errors import EpisodeFailedError, PlacementError
+from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, OwedTickets, SeriesTickets
+from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
+from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket, assign, assign_number
+from esper_ray.orchestration.learner.health import UpdateWatch
+from esper_ray.orchestration.learner.learner_state import (
+    LearnerState,
+    read_learner_state,
+    require_fitting_optimizer,
+    write_learner_state,
+)
+from esper_ray.orchestration.learner.policy_network import NetworkSpec, load_weights, read_policy, write_policy
+from esper_ray.seeding import Stream, derive_seed, seed_global
+
+_TARGET_PREFIX = "_old_"
+"""Of the parts of APPO's network that only its learner needs."""
+
+
+class EpisodeAlgorithm(Algorithm):
+    """An RLlib algorithm with a sampling step of its own.
+
+    An actor plays one ticket at a time, with the weights that come with it; its driver waits for as long as that takes.
+    An actor that is lost is replaced, and its ticket is played again with the same weights. With no actors the tickets
+    of one are played in this process.
+
+    Attributes:
+        episodes: of the last iteration.
+        learner_figures: of the last update, see `UpdateWatch.report`.
+        keep_from: kept validation accuracy, percent, from which on an episode's weights come with it; at first no
+            episode's do.
+        dispatcher: hands out the tickets; None without actors.
+    """
+
+    def _setup_logdir(self) -> None:
+        """Makes no folder in the user's home, as RLlib would for files that nobody writes."""
+        if self._storage:
+            super()._setup_logdir()
+        else:
+            self._logdir = tempfile.gettempdir()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds actors and learner."""
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        super().setup(config)
+        torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
+        self.episodes: list[FinishedEpisode] = []
+        self.learner_figures: dict[str, float | None] = {}
+        self.keep_from = inf
+        self._weights_version = 0
+        actors = self.env_runner_group._worker_manager.actors()
+        self.dispatcher = Dispatcher(actors) if actors else None
+        self._publish_weights()
+
+    def cleanup(self) -> None:
+        """Ends actors and learner at once. RLlib would ask each actor first, and wait for one that hangs."""
+        if self.env_runner_group is not None:
+            self.env_runner_group._worker_manager.clear()
+        super().cleanup()
+
+    # --- what it is made of --------------------------------------------------------------------------------------
+
+    @property
+    def policy_network(self) -> RLModule:
+        """The policy network, as the learner has it."""
+        return self.learner_group._learner.module[DEFAULT_MODULE_ID].unwrapped()
+
+    @property
+    def episodes_per_iteration(self) -> int:
+        """Episodes per learner update."""
+        return int(self.config.train_batch_size_per_learner // self.config.env_config["task"]["max_epochs"])
+
+    @property
+    def runners(self) -> int:
+        """Number of actors, or 1 if this process plays their part."""
+        return max(1, int(self.config.num_env_runners))
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """Actors that were lost and replaced so far, by cause."""
+        return dict.fromkeys(CAUSES, 0) | (self.dispatcher.losses if self.dispatcher is not None else {})
+
+    @property
+    def actors_lost(self) -> int:
+        """Actors that were lost and replaced so far."""
+        return sum(self.losses.values())
+
+    def ask_all(self, method: str, timeout_seconds: float | None = None) -> list[Any]:
+        """Calls a method of every actor, or of this process's EnvRunner, at the same time; returns the answers.
+
+        Raises:
+            RayError: an actor died, its method raised, or one takes longer than the timeout.
+        """
+        if self.dispatcher is None:
+            return [getattr(self.env_runner, method)()]
+        actors = self.env_runner_group._worker_manager.actors().values()
+        return list(ray.get([getattr(actor, method).remote() for actor in actors], timeout=timeout_seconds))
+
+    def action_names(self) -> tuple[str, ...]:
+        """Returns the names of the actions, as the actors on their devices have them.
+
+        Raises:
+            PlacementError: they differ, because not every machine can train every blueprint.
+        """
+        found: list[tuple[str, ...]] = self.ask_all("action_names")
+        for names in found:
+            if names != found[0]:
+                odd = ", ".join(sorted(set(names) ^ set(found[0])))
+                raise PlacementError(
+                    f"the actors' machines differ in the actions that they can take: {odd}; use equal ones"
+                )
+        return found[0]
+
+    # --- playing -------------------------------------------------------------------------------------------------
+
+    def training_step(self) -> None:
+        """Has the iteration's episodes played and updates the policy."""
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            played = self._collect()
+            self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
+        self.episodes = [_finished(episode) for episode in played]
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            self._update([episode.rollout for episode in played if episode.rollout is not None])
+        self._publish_weights()
+
+    @abstractmethod
+    def _collect(self) -> list[PlayedEpisode]:
+        """Returns the episodes of this iteration."""
+
+    @abstractmethod
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns every host seed that the first `iterations` iterations can have."""
+
+    def play_scripted(
+        self,
+        tickets: Sequence[Ticket],
+        policy: Policy,
+        on_episode: Callable[[FinishedEpisode], None] | None = None,
+        measure_test: bool = False,
+    ) -> list[FinishedEpisode]:
+        """Plays the tickets with a policy that does not learn, on the same actors; sorted by ticket.
+
+        With `on_episode`, which sees each as it ends, they come back without their weights. `measure_test` is for final
+        reports: it measures the test accuracy of what is kept.
+        """
+        policy_ref = policy if self.dispatcher is None else ray.put(policy)
+
+        def start(actor: ActorHandle, ticket: Ticket) -> Any:
+            return _call(actor, "play_scripted", ticket, policy_ref, self.keep_from, measure_test)
+
+        found = []
+        for episode in self._play(tickets, start):
+            finished = _finished(episode)
+            if on_episode is not None:
+                on_episode(finished)
+                finished = replace(finished, weights=None)  # whoever watches has taken them
+            found.append(finished)
+        return sorted(found, key=lambda episode: episode.ticket)
+
+    def _play(self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Ticket], Any]) -> Iterator[PlayedEpisode]:
+        """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
+        if self.dispatcher is None:
+            for ticket in tickets:
+                with allowed_interrupts():
+                    episode = start(self.env_runner, ticket)
+                if episode.failure is not None:
+                    raise EpisodeFailedError(
+                        f"episode {ticket.number} (seed {ticket.episode_seed}) raised: {episode.failure}"
+                    )
+                yield episode
+            return
+        queue = OwedTickets(tickets, start)
+        try:
+            for _ in tickets:
+                yield self.dispatcher.next_episode(queue)
+        finally:
+            self.dispatcher.abandon(queue)
+
+    def _start_training(self, actor: ActorHandle, ticket: Ticket) -> Any:
+        """Has an actor play a ticket with the present weights."""
+        return _call(actor, "play", ticket, self.keep_from, self._weights)
+
+    def _publish_weights(self) -> None:
+        """Takes the learner's weights for the episodes that start from now on."""
+        state = self.learner_group.get_state(
+            components=f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}", inference_only=True
+        )[COMPONENT_LEARNER]
+        self._weights_version += 1
+        weights = Weights(self._weights_version, {COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE]})
+        self._weights = weights if self.dispatcher is None else ray.put(weights)
+
+    # --- learning ------------------------------------------------------------------------------------------------
+
+    def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
+        seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
+        config = self.config
+        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
+        self._learn(rollouts)
+        self.learner_figures = watch.report()
+
+    @property
+    @abstractmethod
+    def _trace_decay(self) -> float:
+        """λ of the value targets."""
+
+    @abstractmethod
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        """Updates the policy with an iteration's episodes."""
+
+    @property
+    def _steps_after(self) -> int:
+        """Host epochs that the iterations up to the present one come to; schedules follow them.
+
+        RLlib's own tally is off once an actor was replaced.
+        """
+        return int((self.iteration + 1) * self.config.train_batch_size_per_learner)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Writes policy, optimizer and counters into a folder, as plain numbers."""
+        module = self.policy_network
+        weights = module.state_dict()
+        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
+        policy = {name: tensor for name, tensor in weights.items() if name not in targets}
+        write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
+        write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self.consumed))
+
+    def take_up(self, folder: Path) -> None:
+        """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
+        as it would have.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network.
+        """
+        state = read_learner_state(folder)
+        _spec, policy = read_policy(folder)
+        require_fitting_optimizer(state, self._optimizer, folder)
+        load_weights(self.policy_network, policy | state.target, folder)
+        self._optimizer.load_state_dict(state.optimizer)
+        self._iteration = state.iteration
+        self._take_up_consumed(state.consumed)
+        self._follow_schedules()
+        self._publish_weights()
+
+    def start_from(self, folder: Path) -> None:
+        """Begins with the policy of a checkpoint; optimizer, schedules and counters are new.
+
+        Raises:
+            CheckpointError: it is damaged, or of another network.
+        """
+        _spec, policy = read_policy(folder)
+        module = self.policy_network
+        targets = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_TARGET_PREFIX)}
+        load_weights(module, policy | targets, folder)
+        if targets:
+            module.make_target_networks()
+        self._publish_weights()
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer
+        (optimizer,) = self.learner_group._learner._named_optimizers.values()
+        return optimizer
+
+    def _follow_schedules(self) -> None:
+        """Sets learning rate and entropy coefficient to what they are at this iteration: RLlib would only do so with
+        the next update, and after it."""
+        steps = self.iteration * self.config.train_batch_size_per_learner
+        learner = self.learner_group._learner
+        for optimizer, schedule in learner._optimizer_lr_schedules.items():
+            learner._set_optimizer_lr(optimizer, lr=schedule.update(timestep=steps))
+        learner.entropy_coeff_schedulers_per_module[DEFAULT_MODULE_ID].update(timestep=steps)
+
+    @property
+    def consumed(self) -> tuple[int, ...]:
+        """For each actor, episodes of its series that were learned from; empty where they follow from `iteration`."""
+        return ()
+
+    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
+        """Goes on with each actor's series of episodes where the learner had them."""
+
+
+class EpisodePPO(EpisodeAlgorithm):
+    """PPO. Each iteration is a set of tickets, shared out evenly over the actors, and all of them are waited for."""
+
+    def _collect(self) -> list[PlayedEpisode]:
+        tickets = self._tickets(self.iteration)
+        return sorted(self._play(tickets, self._start_training), key=lambda episode: episode.ticket)
+
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns the host seeds of the first `iterations` iterations."""
+        return {ticket.episode_seed for number in range(iterations) for ticket in self._tickets(number)}
+
+    def _tickets(self, iteration: int) -> list[Ticket]:
+        config = self.config
+        pool = config.env_config["host_pool"]
+        return assign(self.episodes_per_iteration, self.runners, iteration, config.seed, pool)
+
+    @property
+    def _trace_decay(self) -> float:
+        return float(self.config.lambda_)
+
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        results = self.learner_group.update(
+            episodes=list(rollouts),
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._steps_after},
+            num_epochs=self.config.num_epochs,
+            minibatch_size=self.config.minibatch_size,
+            shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+
+class EpisodeAPPO(EpisodeAlgorithm):
+    """APPO. Every actor plays on without end; an iteration is the episodes that are over next, whoever played them."""
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Builds actors and learner."""
+        super().setup(config)
+        self._series = SeriesTickets(self._ticket, self.runners, self._start_with_own_weights)
+        self._collected: list[PlayedEpisode] = []
+        self._weights_of: dict[Ticket, Any] = {}
+
+    def _ticket(self, runner: int, number: int) -> Ticket:
+        return assign_number(runner, number, self.config.seed, self.config.env_config["host_pool"])
+
+    def _start_with_own_weights(self, actor: ActorHandle, ticket: Ticket) -> Any:
+        """Has an actor play a ticket with the weights that it was first played with, should it be played again."""
+        weights = self._weights_of.setdefault(ticket, self._weights)
+        return _call(actor, "play", ticket, self.keep_from, weights)
+
+    def _collect(self) -> list[PlayedEpisode]:
+        assert self.dispatcher is not None, "APPO has actors"
+        while len(self._collected) < self.episodes_per_iteration:
+            episode = self.dispatcher.next_episode(self._series)
+            del self._weights_of[episode.ticket]
+            self._collected.append(episode)
+        collected, self._collected = self._collected, []
+        self._series.count(collected)
+        return collected
+
+    def training_seeds(self, iterations: int) -> set[int]:
+        """Returns every host seed that the first `iterations` iterations can have: any one actor may play them all."""
+        most = iterations * self.episodes_per_iteration + 1
+        return {self._ticket(runner, n).episode_seed for runner in range(1, self.runners + 1) for n in range(most)}
+
+    @property
+    def _trace_decay(self) -> float:
+        return 1.0
+
+    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
+        """Takes whole episodes at a time, as V-trace needs them; the target network follows with the last ones."""
+        config = self.config
+        size = config.minibatch_size // config.rollout_fragment_length if config.minibatch_size else len(rollouts)
+        before, after = self.iteration * config.train_batch_size_per_learner, self._steps_after
+        batches = []
+        for _ in range(config.num_epochs):
+            order = [rollouts[i] for i in torch.randperm(len(rollouts)).tolist()]
+            batches += [order[i : i + size] for i in range(0, len(order), size)]
+        for number, batch in enumerate(batches, start=1):
+            results = self.learner_group.update(
+                episodes=copy.deepcopy(batch),  # RLlib lengthens them
+                timesteps={
+                    NUM_ENV_STEPS_SAMPLED_LIFETIME: after,
+                    NUM_ENV_STEPS_TRAINED_LIFETIME: after if number == len(batches) else before,
+                },
+            )
+            self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    @property
+    def consumed(self) -> tuple[int, ...]:
+        """For each actor, episodes of its own series that were learned from."""
+        return self._series.consumed
+
+    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
+        self._series.go_on_from(consumed)
+
+
+def _call(actor: ActorHandle | EpisodeRunner, method: str, *arguments: Any) -> Any:
+    """Calls a method of an actor, or of the EnvRunner in this process."""
+    bound = getattr(actor, method)
+    return bound(*arguments) if isinstance(actor, EpisodeRunner) else bound.remote(*arguments)
+
+
+def _finished(episode: PlayedEpisode) -> FinishedEpisode:
+    assert episode.record is not None, "a failure has been raised before"
+    return FinishedEpisode(episode.ticket, episode.record, episode.weights)

@@ -1,0 +1,1 @@
+"""A run: planned, trained, written down, resumed, exported and replayed."""

@@ -1,0 +1,103 @@
+"""From an episode of a run to files that torch alone can load: kept, or grown again from its record."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from esper_ray import __version__
+from esper_ray.errors import ConfigurationError, RunFolderError
+from esper_ray.export import export_model
+from esper_ray.orchestration.config import ExportConfig
+from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
+from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, play_again
+from esper_ray.orchestration.run.run_folder import EXPORTS, HOSTS, require_writable
+from esper_ray.tasks import create_model, prepare_data
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        episode: number in the run.
+        folder: where it lies.
+        replayed: the host was grown again, because its weights had not been kept.
+        topology: what topology.json holds.
+    """
+
+    episode: int
+    folder: Path
+    replayed: bool
+    topology: dict[str, Any]
+
+
+def export_run(config: ExportConfig) -> Export:
+    """Exports the host of an episode. One that was not kept is grown again from its seed and decisions.
+
+    Raises:
+        RunFolderError: there is no such run or episode, or the target exists or cannot be written.
+        ConfigurationError: the run kept no host and no episode is named; its plugin does not import; the episode cannot
+            be played again here, or comes out differently; or the host cannot be traced.
+        DatasetError: the data set is missing.
+    """
+    if config.best and config.episode is not None:
+        raise ConfigurationError("--episode and --best exclude each other; leave one out")
+    run = RecordedRun.open(config.run, config.plugin, config.data_dir)
+    kept = [number for number in kept_episodes(config.run / HOSTS) if number in run.episodes]
+    number = config.episode or _best(run, kept)
+    row = run.row(number)
+    folder = config.out or config.run / EXPORTS / f"episode_{number:06d}"
+    if folder.exists():
+        raise RunFolderError(f"{folder} exists already; name another folder with --out, or remove it")
+    require_writable(folder)
+    prepared = prepare_data(run.task, run.data_dir)
+    model = create_model(run.task)
+    if number in kept:
+        weights = load_kept_host(config.run / HOSTS, number)
+    elif run.device != "cpu":
+        raise ConfigurationError(
+            f"episode {number} was played on {run.device} and its host was not kept, so it cannot be had again to "
+            f"the last bit; kept were: {', '.join(map(str, kept)) or 'none'}"
+        )
+    else:
+        weights = _grow_again(run, number)
+    model.load_kept_weights(weights, row["kept_blueprint"])
+    origin = {
+        "esper_ray": __version__,
+        "torch": torch.__version__,
+        "episode": number,
+        "episode_seed": row["episode_seed"],
+        "kept_val_accuracy": row["kept_val_accuracy"],
+    }
+    try:
+        topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
+    return Export(number, folder, number not in kept, topology)
+
+
+def _best(run: RecordedRun, kept: list[int]) -> int:
+    if not kept:
+        raise ConfigurationError(
+            f"{run.path} kept no host (--keep-hosts 0, or no episode was played); name one with --episode"
+        )
+    return max(kept, key=lambda number: (run.episodes[number]["kept_val_accuracy"], -number))
+
+
+def _grow_again(run: RecordedRun, number: int) -> dict[str, Tensor]:
+    """Plays a recorded episode again, if every epoch comes out as recorded; returns the weights of what it keeps."""
+
+    def refuse(difference: Difference) -> None:
+        where = f" of epoch {difference.epoch}" if difference.epoch is not None else ""
+        raise ConfigurationError(
+            f"episode {number} comes out differently on this machine: {difference.field}{where} was "
+            f"{difference.recorded}, is now {difference.found}; export it where it was played, or one whose host was "
+            "kept"
+        )
+
+    env, _record = play_again(run, number, "cpu", refuse)
+    return env.run.model.kept_weights()

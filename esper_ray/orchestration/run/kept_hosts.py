@@ -1,0 +1,106 @@
+"""The best grown hosts of a run, on disk."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esper_ray.errors import RunFolderError
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode
+
+_SUFFIX = ".safetensors"
+_PREFIX = "episode_"
+_PARTIAL = ".writing"
+
+
+class KeptHosts:
+    """Keeps the weights of the episodes with the highest kept validation accuracy; the earlier one of equals.
+
+    Args:
+        folder: where they are written; made when the first one comes.
+        count: how many are kept.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder = folder
+        self._count = count
+        self._accuracies: dict[int, float] = {}
+
+    @property
+    def threshold(self) -> float:
+        """Kept validation accuracy, percent, below which an episode would not be kept now."""
+        if len(self._accuracies) < self._count:
+            return -inf
+        return min(self._accuracies.values(), default=inf)
+
+    def take_up(self, accuracies: Sequence[float]) -> None:
+        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
+        for partial in self._folder.glob(f"*{_PARTIAL}"):
+            partial.unlink()
+        found = kept_episodes(self._folder)
+        known = {number: accuracies[number - 1] for number in found if number <= len(accuracies)}
+        best = sorted(known, key=lambda number: (-known[number], number))[: self._count]
+        self._accuracies = {number: known[number] for number in best}
+        for number in found:
+            if number not in self._accuracies:
+                _path(self._folder, number).unlink()
+
+    def offer(self, number: int, episode: FinishedEpisode) -> None:
+        """Keeps the weights of the run's episode `number` if it is among the best; the one that it displaces goes.
+
+        Raises:
+            RunFolderError: they cannot be written, as on a full disk; the others are as they were.
+        """
+        if episode.weights is None or self._count == 0:
+            return
+        accuracies = {**self._accuracies, number: episode.record.kept_val_accuracy}
+        displaced = None
+        if len(accuracies) > self._count:
+            displaced = min(accuracies, key=lambda kept: (accuracies[kept], -kept))
+            del accuracies[displaced]
+        if displaced == number:
+            return
+        self._write(number, episode.weights)
+        self._accuracies = accuracies
+        if displaced is not None:
+            _path(self._folder, displaced).unlink(missing_ok=True)
+
+    def _write(self, number: int, weights: dict[str, Tensor]) -> None:
+        final = _path(self._folder, number)
+        partial = final.with_suffix(_PARTIAL)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            save_file(weights, partial)
+            partial.rename(final)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise RunFolderError(
+                f"the host of episode {number} is not kept: {final} cannot be written: {error}"
+            ) from error
+
+
+def kept_episodes(folder: Path) -> list[int]:
+    """Returns the numbers of the episodes whose hosts were kept."""
+    return sorted(int(path.stem.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+
+
+def load_kept_host(folder: Path, episode: int) -> dict[str, Tensor]:
+    """Returns the weights of an episode's host.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    path = _path(folder, episode)
+    try:
+        return load_file(path)
+    except Exception as error:  # the library raises its own type
+        raise RunFolderError(f"{path} is damaged: {error}; export another episode") from error
+
+
+def _path(folder: Path, episode: int) -> Path:
+    return folder / f"{_PREFIX}{episode:06d}{_SUFFIX}"

@@ -1,0 +1,254 @@
+"""From what was asked for to a run with nothing left open: every check that needs no actor is made here."""
+
+import importlib.metadata
+import platform
+import secrets
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from pydantic import BaseModel
+from ray.exceptions import RayError
+
+from esper_ray import __version__
+from esper_ray.episode import ActionTable, ObservationTable
+from esper_ray.errors import EpisodeFailedError
+from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
+from esper_ray.orchestration.fleet.cluster import ray_for
+from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.interrupts import interrupts_raise
+from esper_ray.orchestration.fleet.placement import Placement, place
+from esper_ray.orchestration.fleet.progress import BoardReader, start_board
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
+from esper_ray.orchestration.run.preflight import Preflight, check
+from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_usable, require_writable
+from esper_ray.plugins import load_plugins
+from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
+
+RunConfig = TrainConfig | HeuristicConfig | EvaluateConfig | CompareConfig
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+ORIGIN = ("esper_ray", "git_commit", "python", "cpu_capability", "versions", "started")
+"""Names of what `origin` returns."""
+_VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run, resolved: nothing is left to a default.
+
+    Attributes:
+        preflight: where the actors sit and how fast they are.
+        episodes: per learner update, or in all if nothing learns.
+        action_names: as the actors have them on their devices.
+    """
+
+    config: RunConfig
+    task: TaskSpec
+    placement: Placement
+    preflight: Preflight
+    episodes: int
+    action_names: tuple[str, ...]
+    out: Path
+
+    @property
+    def iterations(self) -> int:
+        """Learner updates; 0 if nothing learns."""
+        return self.config.iterations
+
+    @property
+    def wait_only_episodes(self) -> int:
+        """Episodes that never grow a seed, played first for comparison."""
+        asked = self.config.wait_only_episodes
+        return self.episodes if asked is None else asked
+
+    @property
+    def evaluation_episodes(self) -> int:
+        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        every = getattr(self.config, "evaluate_every", 0)
+        return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole run, by the preflight; what the learner takes between iterations is not in it."""
+        each = self.preflight.seconds_for
+        return each(self.wait_only_episodes) + self.iterations * each(self.episodes) + each(self.evaluation_episodes)
+
+    @property
+    def observation_names(self) -> tuple[str, ...]:
+        """Names of the values that the policy sees."""
+        blueprints = ActionTable.from_names(self.action_names).blueprint_ids
+        return ObservationTable(blueprints, self.task.variety.enabled).names
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what config.json holds."""
+        return {
+            "command": {"name": self.config.command, **with_absolute_data_dir(self.config).model_dump(mode="json")},
+            "task": self.task.model_dump(mode="json"),
+            "runners": self.placement.runners,
+            "cpus_per_runner": self.placement.cpus_per_runner,
+            "gpus_per_runner": self.placement.gpus_per_runner,
+            "device": self.placement.device_kind,
+            "iterations": self.iterations,
+            "episodes_per_iteration": self.episodes,
+            "wait_only_episodes": self.wait_only_episodes,
+            "actions": self.action_names,
+            **origin(),
+        }
+
+
+class RunObserver(Protocol):
+    """Watches a run; the command line's live table is one."""
+
+    def on_start(self, run: RunPlan, board: BoardReader) -> None:
+        """The actors are up. `board` knows how their hosts are doing."""
+
+    def on_scripted(self, policy: str, done: int, total: int) -> None:
+        """Another episode of a policy that does not learn, "wait-only" or "heuristic", has been played."""
+
+    def on_iteration(self, row: Mapping[str, Any]) -> None:
+        """An iteration is over; `row` is its row of metrics.jsonl."""
+
+
+@contextmanager
+def started_run(
+    config: TrainConfig | HeuristicConfig, resumed: bool = False
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
+    """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+
+    Args:
+        config: what was asked for.
+        resumed: its folder holds the run already, which goes on.
+
+    Raises:
+        EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
+            has too little room; before any actor starts, and nothing is written.
+        EpisodeFailedError: the actors could not be built.
+    """
+    load_plugins(config.plugin)
+    task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
+    name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
+    out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if resumed:
+        require_writable(out)
+    else:
+        require_usable(out, config.overwrite)
+    with started_actors(config, task, out) as started:
+        yield started
+
+
+@contextmanager
+def started_actors(
+    config: RunConfig, task: TaskSpec, out: Path
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
+    """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
+    require_playable(task, config.data_dir)
+    with ray_for(getattr(config, "address", None), config.plugin), interrupts_raise():
+        placement = place(config.runners, episodes_of(config, task), config.device)
+        with built_actors(config, task, out, placement) as built:
+            yield built
+
+
+@contextmanager
+def built_actors(
+    config: RunConfig, task: TaskSpec, out: Path, placement: Placement
+) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
+    """Builds the actors where `placement` says, on the Ray that runs, and ends them afterwards.
+
+    Raises:
+        EpisodeFailedError: they could not be built.
+    """
+    episodes = episodes_of(config, task)
+    board_name = f"esper-board-{uuid.uuid4().hex}"
+    board = BoardReader(start_board(board_name))
+    try:
+        with _algorithm(config, task, placement, episodes, board_name, out) as algorithm:
+            preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
+            yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
+    finally:
+        board.close()
+
+
+def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
+    """Checks everything about a task that needs no actor, and prepares its data on this machine.
+
+    Raises:
+        ConfigurationError: no seed can reach PROBATIONARY in time, or host, blueprints and slot do not fit.
+        DatasetError: the data set is missing or damaged.
+    """
+    task.require_reachable_probation()
+    require_sound(task)
+    load_task_data(task, "cpu", data_dir)
+
+
+def episodes_of(config: RunConfig, task: TaskSpec) -> int:
+    """Returns the episodes per learner update, or in all if nothing learns."""
+    if isinstance(config, TrainConfig):
+        return config.episodes_per_iteration or task.episodes_per_iteration
+    return config.episodes
+
+
+@contextmanager
+def _algorithm(
+    config: RunConfig, task: TaskSpec, placement: Placement, episodes: int, board_name: str, out: Path
+) -> Iterator[EpisodeAlgorithm]:
+    actor = ActorSettings(
+        task,
+        data_dir=with_absolute_data_dir(config).data_dir,
+        board=board_name,
+        plugins=config.plugin,
+        host_pool=config.host_pool,
+        skip_forced_waits=config.skip_forced_waits,
+        host_checkpoints=_host_checkpoints(config, out),
+    )
+    learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
+    torch.set_num_threads(1)
+    try:
+        algorithm = build_algorithm(actor, learning, placement)
+    except RayError as error:
+        raise EpisodeFailedError(f"the actors could not be built: {error}") from error
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def _host_checkpoints(config: RunConfig, out: Path) -> dict[str, Any] | None:
+    """Returns where the actors write down the episodes in progress, with a key of this run alone; None if nowhere."""
+    every = getattr(config, "host_checkpoint_every", 0)
+    if not every:
+        return None
+    return {"folder": str((out / IN_PROGRESS).absolute()), "key": secrets.token_hex(32), "every": every}
+
+
+def with_absolute_data_dir(config: _Config) -> _Config:
+    """Returns the configuration with a data folder that means the same from every working folder."""
+    given: Path | None = getattr(config, "data_dir")  # noqa: B009
+    return config.model_copy(update={"data_dir": given.absolute() if given else None})
+
+
+def origin() -> dict[str, Any]:
+    """Returns what a file of results says of where and when it was made: versions, git commit, CPU, time."""
+    return {
+        "esper_ray": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the checkout that this package lies in, or None if it lies in none."""
+    package = Path(__file__).parent
+    answer = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,65 @@
+"""The main job, from its start to its end."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.fleet.progress import BoardReader
+from esper_ray.orchestration.run.loggers import logged, require_loggers
+from esper_ray.orchestration.run.plan import RunObserver, started_run
+from esper_ray.orchestration.run.resume import described, find_resumption, read_start, start_from, take_up
+from esper_ray.orchestration.run.run_folder import RunFolder
+from esper_ray.orchestration.run.run_result import RunResult
+from esper_ray.orchestration.run.training_run import TrainingRun
+
+
+def train(config: TrainConfig, observer: RunObserver) -> RunResult:
+    """Runs the main job, or goes on with one, and returns what it came to. Ctrl-C ends it early, with a checkpoint.
+
+    Raises:
+        EsperError: as `started_training`.
+        EpisodeFailedError: an actor was lost too often over an episode; there is a checkpoint.
+        RunFolderError: a row or the last checkpoint cannot be written, as on a full disk.
+    """
+    started = time.monotonic()
+    with started_training(config, observer) as (run, board):
+        try:
+            run.play_wait_only()
+            while not run.is_over:
+                run.iterate()
+        except KeyboardInterrupt:
+            run.result.interrupted = True
+        finally:
+            board.close()
+            run.result.interrupted |= not run.is_over
+            run.finish(time.monotonic() - started)
+    return run.result
+
+
+@contextmanager
+def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tuple[TrainingRun, BoardReader]]:
+    """Starts a training run, or takes one up, with its actors and its folder, and ends both afterwards.
+
+    Raises:
+        EsperError: as `started_run` and `find_resumption`; before any actor starts, and nothing is written.
+        CheckpointError: the checkpoint that it was to begin with is of other actions, observations or another network.
+    """
+    resumption = find_resumption(config) if config.resume is not None else None
+    config = resumption.config if resumption is not None else config
+    require_loggers(config.logger)
+    start = read_start(config)
+    kept = resumption.iteration if resumption is not None else None
+    with ExitStack() as stack:
+        plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
+        if start is not None:  # before anything is written: it may be refused
+            start_from(algorithm, plan, start)
+        if resumption is not None and resumption.checkpoint is not None:
+            take_up(algorithm, plan, resumption.checkpoint)
+        folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
+        watching = stack.enter_context(logged(observer, config.logger, plan))
+        run = TrainingRun(plan, algorithm, folder, watching)
+        if resumption is not None and kept is not None:
+            run.take_up(resumption.tally)
+        watching.on_start(plan, board)
+        yield run, board
