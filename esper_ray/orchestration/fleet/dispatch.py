@@ -255,17 +255,18 @@ class Dispatcher:
         self.losses[cause] += 1
         self._losses_of[ticket] += 1
         logger.warning("runner %d %s in episode %d of runner %d", play.runner, cause, ticket.number, ticket.runner)
-        if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
-            raise EpisodeFailedError(
-                f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) failed "
-                f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
-            )
         if cause != "died":
             ray.kill(self._actors[play.runner], no_restart=False)
         play.queue.put_back(ticket)
         self._abandoned.pop(play.runner, None)
         now = time.monotonic()
         self._away[play.runner] = _Absence(now, None, now)
+        if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
+            del self._losses_of[ticket]
+            raise EpisodeFailedError(
+                f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) failed "
+                f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
+            )
 
     def _answered(self, probe: ray.ObjectRef) -> None:
         (runner,) = [runner for runner, absence in self._away.items() if absence.probe == probe]
