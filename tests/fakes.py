@@ -13,12 +13,13 @@ from unittest import mock
 import numpy as np
 import ray
 import torch
+from ray.rllib.env import single_agent_env_runner
 from ray.rllib.env.env_context import EnvContext
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
 from esper_ray.orchestration.fleet import env_runner
-from esper_ray.orchestration.fleet.env_runner import ActorEnv
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, EpisodeRunner
 from esper_ray.orchestration.fleet.tickets import Ticket, held_out_seeds
 
 
@@ -62,8 +63,7 @@ class TracedEnv(ActorEnv):
     """
 
     def __init__(self, context: EnvContext) -> None:
-        with on_the_cpu():
-            super().__init__(context)
+        super().__init__(context)
         self._trace = Path(context["trace"])
         self._marker = Path(context["marker"])
         self._lost_at, self._how = context.get("lost_at"), context.get("how", "dies")
@@ -85,10 +85,22 @@ class TracedEnv(ActorEnv):
         return super()._advance(action)
 
 
+class CPURunner(EpisodeRunner):
+    """An actor that works on the CPU, whatever GPU Ray has assigned."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        with on_the_cpu():
+            super().__init__(**kwargs)
+
+
 @contextmanager
 def on_the_cpu() -> Iterator[None]:
-    """Hosts live on the CPU, whatever GPU Ray has assigned: it may be one in name only."""
-    with mock.patch.object(env_runner, "assigned_device", return_value=torch.device("cpu")):
+    """Hosts and policy live on the CPU, whatever GPU Ray has assigned: it may be one in name only."""
+    cpu = torch.device("cpu")
+    with (
+        mock.patch.object(env_runner, "assigned_device", return_value=cpu),
+        mock.patch.object(single_agent_env_runner, "get_device", return_value=cpu),
+    ):
         yield
 
 

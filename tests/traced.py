@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from conftest import make_fast_task
-from fakes import TracedEnv
+from fakes import CPURunner, TracedEnv
 
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
@@ -54,6 +54,7 @@ class Trace:
         config = build_config(ActorSettings(TASK, host_checkpoints=kept), learning, placement)
         traced = {"trace": str(self._file), "marker": str(self.marker), **env_config}
         config.environment(TracedEnv, env_config={**config.env_config, **traced})
+        config.env_runners(env_runner_cls=CPURunner)
         return EpisodePPO(config=config)
 
     def take(self) -> list[Trained]:

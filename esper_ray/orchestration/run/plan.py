@@ -215,6 +215,8 @@ def _algorithm(
         algorithm = build_algorithm(actor, learning, placement)
     except RayError as error:
         raise EpisodeFailedError(f"the actors could not be built: {error}") from error
+    except IndexError as error:  # RLlib only logs why actors failed, and then misses the first of them
+        raise EpisodeFailedError("the actors could not be built; Ray's logs on their machines say why") from error
     try:
         yield algorithm
     finally:
