@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
             yield
         return
     be_quiet()
+    if ray.is_initialized():
+        raise ConfigurationError("this process is connected to a Ray already, and plays there; leave out --address")
     _require_answer(address)
     package = str(Path(esper_ray.__file__).parent)
     try:
@@ -170,13 +172,21 @@ def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
 
 def _require_importable(plugins: Sequence[str]) -> None:
     """Imports the plugins once on every machine of the cluster."""
-    if not plugins:
-        return
-    load = ray.remote(num_cpus=0)(load_plugins)
+    if plugins:
+        on_every_machine(load_plugins, list(plugins))
+
+
+def on_every_machine(function: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a function once on every machine of the cluster, in a process of its own.
+
+    Raises:
+        ConfigurationError: it raised on one of them; with its message.
+    """
+    task = ray.remote(num_cpus=0)(function)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     try:
-        ray.get([load.options(scheduling_strategy=place).remote(list(plugins)) for place in places])
+        ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in places])
     except RayError as error:
         cause = getattr(error, "cause", None)
         reason = cause if isinstance(cause, EsperError) else " ".join(str(error).split())

@@ -20,7 +20,7 @@ from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
-from esper_ray.orchestration.fleet.cluster import ray_for
+from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
 from esper_ray.orchestration.fleet.interrupts import interrupts_raise
 from esper_ray.orchestration.fleet.placement import Placement, place
@@ -151,7 +151,10 @@ def started_actors(
 ) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks the task and its data, starts Ray and actors that play it, and ends both afterwards; as `started_run`."""
     require_playable(task, config.data_dir)
-    with ray_for(getattr(config, "address", None), config.plugin), interrupts_raise():
+    address = getattr(config, "address", None)
+    with ray_for(address, config.plugin), interrupts_raise():
+        if address is not None:
+            on_every_machine(_require_playable_there, config.plugin, task, with_absolute_data_dir(config).data_dir)
         placement = place(config.runners, episodes_of(config, task), config.device)
         with built_actors(config, task, out, placement) as built:
             yield built
@@ -175,6 +178,12 @@ def built_actors(
             yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
     finally:
         board.close()
+
+
+def _require_playable_there(plugins: tuple[str, ...], task: TaskSpec, data_dir: Path | None) -> None:
+    """As `require_playable`, on another machine."""
+    load_plugins(plugins)
+    require_playable(task, data_dir)
 
 
 def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
