@@ -44,11 +44,11 @@ def machines(cluster: Cluster) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudsTask]:
-    """An iteration of it takes about a second."""
+    """An episode of it takes about a second."""
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        yield CloudsTask(folder, pause=0.005)
+        yield CloudsTask(folder, pause=0.008)
 
 
 class Watcher:

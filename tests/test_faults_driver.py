@@ -43,10 +43,10 @@ def kill(driver: subprocess.Popen[Any]) -> None:
 def wait_for_moment(
     moment: str, out: Path, driver: subprocess.Popen[Any], draw: random.Random, per_iteration: float
 ) -> None:
-    """Waits for a moment at which a run is to die: where it starts up after 0.5 to 6 s, else somewhere in the event."""
+    """Waits for a moment at which a run is to die: where it starts up after 0.5 to 4 s, else somewhere in the event."""
     checkpoints, played = out / "checkpoints", len(whole_rows(out / "metrics.jsonl"))
     if moment == "start":
-        time.sleep(draw.uniform(0.5, 6))
+        time.sleep(draw.uniform(0.5, 4))
     elif moment == "wait-only":
         wait_until((out / "config.json").exists, driver)
         time.sleep(draw.uniform(0, per_iteration))
@@ -85,7 +85,7 @@ def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_ti
             assert read_facts(checkpoint).iteration == read_learner_state(checkpoint).iteration == iteration
             assert len(read_tally(checkpoint).trained) == 2 * iteration
     assert times_resumed >= 10
-    assert 10 <= rows_before < ITERATIONS
+    assert 3 <= rows_before < ITERATIONS
 
     last = ended("train", "--resume", out)
     assert (last.returncode, last.stderr) == (0, "")

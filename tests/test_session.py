@@ -140,7 +140,7 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
         open_training = session.train(**SMALL, from_checkpoint=training.checkpoint)
         learned, begun = (read_policy(run.checkpoint)[1] for run in (training, open_training))
         assert all(torch.equal(learned[name], weight) for name, weight in begun.items())
-        with pytest.raises(PlacementError, match="others leave 0 free; first end what holds them"):
+        with pytest.raises(PlacementError, match="others leave room for 0; first end what holds them"):
             session.train(**SMALL)
     assert training.checkpoint.name == "iteration_000004"
     assert json.loads((open_training.folder / "summary.json").read_text())["interrupted"]

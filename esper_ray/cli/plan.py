@@ -15,7 +15,7 @@ from esper_ray.orchestration.run.resume import find_resumption, read_start
 def run_plan(config: PlanConfig) -> int:
     """Builds the actors, times an epoch, prints what follows, and returns the exit code. Nothing is written."""
     resumption = find_resumption(config) if config.resume is not None else None
-    start = read_start(config)
+    start = read_start(config) if resumption is None else None
     settings = resumption.config if resumption is not None else config
     with started_run(settings, resumed=resumption is not None) as (plan, _algorithm, _board):
         if start is not None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from esper_ray.data.hub import read_hub
 from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
 from esper_ray.errors import DatasetError, EsperError
+from esper_ray.file_locks import locked
 
 _FACTS = "facts.json"
 _FORMAT = 2
@@ -101,10 +101,10 @@ def prepare(
 
 @contextmanager
 def _only_one_process(folder: Path) -> Iterator[None]:
-    """Holds the lock of a prepared data set, and names the cache if that cannot be written."""
+    """Holds the lock of the cache, and names the cache if that cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with locked(folder.parent):
             yield
     except OSError as error:
         raise DatasetError(

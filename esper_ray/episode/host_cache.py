@@ -11,17 +11,17 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 import esper_ray
 from esper_ray.data.cache import cache_folder
 from esper_ray.errors import DatasetError
+from esper_ray.file_locks import locked
 from esper_ray.models.hosts import host_code
 from esper_ray.tasks import TaskSpec
 
@@ -56,17 +56,15 @@ class HostCache:
             return found, True
         with self._names_the_cache():
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path.with_suffix(".lock"))
-            lock.acquire()
-        try:
+        with ExitStack() as stack:
+            with self._names_the_cache():
+                stack.enter_context(locked(path))
             if (found := _read(path)) is not None:
                 return found, True
             computed = compute()
             with self._names_the_cache():
                 _write(path, pickle.dumps(computed))
             return computed, False
-        finally:
-            lock.release()
 
     @contextmanager
     def _names_the_cache(self) -> Iterator[None]:

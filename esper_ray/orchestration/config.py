@@ -31,7 +31,7 @@ class PPOSettings(BaseModel):
     clip: float = Field(0.2, gt=0)
     """Clip range of the probability ratio."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation, which appo does without."""
     value_weight: float = Field(0.5, ge=0)
     """Weight of the value loss."""
     grad_clip: float = Field(0.5, gt=0)
@@ -39,7 +39,7 @@ class PPOSettings(BaseModel):
     update_epochs: int = Field(8, ge=1)
     """Passes over an iteration's steps."""
     minibatch_size: int = Field(128, ge=1)
-    """Steps per minibatch."""
+    """Steps per minibatch; appo and lstm take as many whole episodes as fit, and one at least."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Widths of the tanh layers; policy and value function have networks of their own."""
     lstm_width: int = Field(64, ge=1)
@@ -115,7 +115,7 @@ class RunChoice(TaskChoice):
 
 
 class TrainConfig(RunChoice):
-    """Train a stage policy with PPO over parallel hosts."""
+    """Train a stage policy with PPO or APPO over parallel hosts."""
 
     command: ClassVar[str] = "train"
 

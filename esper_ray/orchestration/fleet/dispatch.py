@@ -231,7 +231,10 @@ class Dispatcher:
         for reference, play in list(self._playing.items()):
             if play.deadline <= now:
                 del self._playing[reference]
-                self._lose(play, "hung", f"it took longer than {self.timeout_s:.0f} s")
+                if ray.wait([reference], timeout=0)[0]:  # over in time: nobody has looked for as long
+                    self._end(play, reference)
+                else:
+                    self._lose(play, "hung", f"it took longer than {self.timeout_s:.0f} s")
 
     def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
         try:

@@ -3,9 +3,10 @@
 import socket
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import psutil
@@ -25,6 +26,8 @@ from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.plugins import load_plugins
 from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks import TaskSpec
+
+_Played = TypeVar("_Played")
 
 
 @dataclass(frozen=True)
@@ -241,13 +244,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
                 self.set_state(weights.state)
                 self._weights_version = weights.version
             self._host_env().ticket = ticket
-            try:
-                (rollout,) = self.sample(num_episodes=1)
-            except RuntimeError as error:  # RLlib wraps what an environment raises
-                if not isinstance(error.__cause__, OtherDecisionError):
-                    raise
-                self._host_env().start_over()
-                (rollout,) = self.sample(num_episodes=1)
+            (rollout,) = self._from_the_start_if_need_be(lambda: self.sample(num_episodes=1))
             record = rollout.infos[-1].pop("episode")
             return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_from), self.get_metrics())
         except Exception:
@@ -266,7 +263,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         skips = env.skip_forced_waits
         try:
             env.ticket, env.skip_forced_waits = ticket, False
-            record = play_episode(env, policy, ticket.decision_seed)
+            record = self._from_the_start_if_need_be(lambda: play_episode(env, policy, ticket.decision_seed))
             if measure_test:
                 record.kept_test_accuracy = env.measure_test()
             return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_from))
@@ -274,6 +271,16 @@ class EpisodeRunner(SingleAgentEnvRunner):
             return PlayedEpisode(ticket, failure=traceback.format_exc())
         finally:
             env.skip_forced_waits = skips
+
+    def _from_the_start_if_need_be(self, play: Callable[[], _Played]) -> _Played:
+        """Plays an episode; again from its first epoch if another policy than the present one had begun it."""
+        try:
+            return play()
+        except (OtherDecisionError, RuntimeError) as error:  # RLlib wraps what an environment raises
+            if not isinstance(error, OtherDecisionError) and not isinstance(error.__cause__, OtherDecisionError):
+                raise
+        self._host_env().start_over()
+        return play()
 
     def _weights(self, record: EpisodeRecord, keep_from: float) -> dict[str, torch.Tensor] | None:
         return self._host_env().run.model.kept_weights() if record.kept_val_accuracy >= keep_from else None

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM when a run can bear them: while episodes are played, not while the policy is updated."""
 
+import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -76,6 +77,35 @@ def allowed_interrupts() -> Iterator[None]:
         yield
     finally:
         _State.holding = held
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupts the block after so many seconds, in the main thread; in another one this does nothing.
+
+    Raises:
+        TimeoutError: the block has not ended by then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_over = threading.Event()
+
+    def interrupt() -> None:
+        is_over.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def _raise_pending() -> None:

@@ -9,10 +9,15 @@ from typing import Literal
 
 import ray
 import torch
+from ray._private.state import available_resources_per_node
+from ray.exceptions import GetTimeoutError
 
 from esper_ray.errors import PlacementError
 
 _SECONDS_FOR_RELEASE = 5.0
+_ROUNDING = 1e-3
+_SECONDS_FOR_A_GPU = 120.0
+"""The task that tries one may have to import torch first."""
 LEARNER_CPUS = 0.1
 """CPU share that a trial's learner is counted with; Ray does not place a process that asks for nothing."""
 
@@ -129,22 +134,22 @@ def place_trials(
 
 def _require_free(placement: Placement) -> None:
     """Refuses a placement on resources that others hold; what has just been let go gets a moment to come back."""
-    needed = {"CPU": float(placement.runners), "GPU": placement.runners * placement.gpus_per_runner}
     give_up = time.monotonic() + _SECONDS_FOR_RELEASE
-    while True:
-        free = ray.available_resources()
-        lacking = [kind for kind, amount in needed.items() if free.get(kind, 0.0) < amount]
-        if not lacking:
-            return
+    while (fit := sum(_room(free, placement) for free in available_resources_per_node().values())) < placement.runners:
         if time.monotonic() > give_up:
-            kind = lacking[0]
-            fit = int(free.get(kind, 0.0) * placement.runners / needed[kind])
+            share = f" and {placement.gpus_per_runner:.3g} of a GPU" if placement.gpus_per_runner else ""
             remedy = f"use --runners {fit} at most" if fit else "first end what holds them"
             raise PlacementError(
-                f"{placement.runners} runners do not fit: they need {needed[kind]:g} {kind}s and others leave "
-                f"{free.get(kind, 0.0):g} free; {remedy}"
+                f"{placement.runners} runners do not fit: each needs {placement.cpus_per_runner:g} CPU{share} on one "
+                f"machine, and others leave room for {fit}; {remedy}"
             )
         time.sleep(0.1)
+
+
+def _room(free: Mapping[str, float], placement: Placement) -> int:
+    """Returns how many of the runners fit on a machine with this left."""
+    shares = {"CPU": placement.cpus_per_runner, "GPU": placement.gpus_per_runner}
+    return min(int(free.get(kind, 0.0) / share + _ROUNDING) for kind, share in shares.items() if share)
 
 
 def _gpu_share(runners: int, nodes: Sequence[Mapping[str, float]]) -> float:
@@ -160,7 +165,14 @@ def _use_gpus(device: Literal["auto", "cpu", "cuda"], gpus: int) -> bool:
         return False
     if gpus == 0:
         raise PlacementError("--device cuda: the cluster has no GPU; use --device cpu or --device auto")
-    usable = ray.get(ray.remote(num_cpus=0, num_gpus=1)(torch.cuda.is_available).remote())
+    # The least share that Ray gives out: others may hold all but a little of every GPU.
+    answer = ray.remote(num_cpus=0, num_gpus=0.001)(torch.cuda.is_available).remote()
+    try:
+        usable = ray.get(answer, timeout=_SECONDS_FOR_A_GPU)
+    except GetTimeoutError:
+        raise PlacementError(
+            "others hold all GPUs of the cluster; first end what holds them, or use --device cpu"
+        ) from None
     if not usable and device == "cuda":
         raise PlacementError("--device cuda: the installed torch cannot use the cluster's GPU; install a CUDA build")
     return bool(usable)

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from esper_ray.episode import Policy
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
+from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.run.append_file import AppendFile
@@ -20,7 +21,6 @@ from esper_ray.orchestration.run.run_folder import replace_file, require_writabl
 
 _EPISODES = "episodes.jsonl"
 _SETTINGS = "settings.json"
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,20 @@ class EpisodeStore:
         self.folder = folder
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         require_store(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / _LOCK)
-            self._lock.acquire(blocking=False)
-            self._require_same(json.loads(json.dumps(settings)))
-            self._read()
-            self._file = AppendFile(folder / _EPISODES)
-        except Timeout:
-            raise RunFolderError(f"another command is writing to --out {folder}; wait for it, or end it") from None
-        except OSError as error:
-            raise RunFolderError(f"--out {folder} cannot be written: {error.strerror}; name another folder") from error
+        with ExitStack() as opened:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                opened.enter_context(locked(folder, blocking=False))
+                self._require_same(json.loads(json.dumps(settings)))
+                self._read()
+                self._file = opened.enter_context(closing(AppendFile(folder / _EPISODES)))
+            except BlockingIOError:
+                raise RunFolderError(f"another command is writing to --out {folder}; wait for it, or end it") from None
+            except OSError as error:
+                raise RunFolderError(
+                    f"--out {folder} cannot be written: {error.strerror}; name another folder"
+                ) from error
+            self._opened = opened.pop_all()
 
     def _require_same(self, settings: dict[str, Any]) -> None:
         path = self.folder / _SETTINGS
@@ -148,8 +151,7 @@ class EpisodeStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._lock.release()
+        self._opened.close()
 
 
 def require_store(folder: Path) -> None:
@@ -160,7 +162,7 @@ def require_store(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"--out {folder} is not a folder; name another one")
-    if folder.is_dir() and not (folder / _SETTINGS).exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+    if folder.is_dir() and not (folder / _SETTINGS).exists() and {path.name for path in folder.iterdir()}:
         raise RunFolderError(f"--out {folder} holds other files; name a new or empty folder")
     require_writable(folder)
 

@@ -1,7 +1,7 @@
 """APPO's learner, updated like PPO's: when an iteration's episodes are there, and to the end of the update.
 
-RLlib's own hands batches to a thread, and answers before they were learned from. Here the actors play on while the
-learner learns, because each of them always has a ticket; a thread would gain nothing.
+RLlib's own hands batches to a thread, and answers before they were learned from. Here whoever is in the middle of an
+episode plays on while the learner learns, which takes far less time than an episode; a thread would gain little.
 """
 
 from typing import Any

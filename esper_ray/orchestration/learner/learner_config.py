@@ -56,9 +56,9 @@ def build_config(actor: ActorSettings, learning: Learning, placement: Placement)
     total_steps = max(1, learning.iterations * steps)
     config: AlgorithmConfig = _appo(task.max_epochs) if learning.learner == "appo" else _ppo(settings)
     minibatch: int | None = min(settings.minibatch_size, steps)
-    if learning.learner == "appo":  # V-trace takes whole episodes, with the step that RLlib adds to each
-        whole = max(1, settings.minibatch_size // task.max_epochs)
-        minibatch = whole * (task.max_epochs + 1) if whole < learning.episodes_per_iteration else None
+    if learning.learner == "appo" or learning.policy == "lstm":  # whole episodes, with the step that RLlib adds to each
+        whole = max(1, settings.minibatch_size // task.max_epochs) * (task.max_epochs + 1)
+        minibatch = whole if whole < steps else None
     model_config = rllib_model_config(learning.policy, settings.hidden, settings.lstm_width, task.max_epochs)
     module_class = MaskedAPPOTorchRLModule if learning.learner == "appo" else MaskedPPOTorchRLModule
     return (

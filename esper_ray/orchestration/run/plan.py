@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
-from esper_ray.orchestration.fleet.interrupts import interrupts_raise
+from esper_ray.orchestration.fleet.interrupts import interrupts_raise, time_limit
 from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.progress import BoardReader, start_board
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
@@ -38,6 +38,8 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 ORIGIN = ("esper_ray", "git_commit", "python", "cpu_capability", "versions", "started")
 """Names of what `origin` returns."""
+_SECONDS_TO_START = 600.0
+_SECONDS_TO_START_ONE = 15.0
 _VERSIONED = ("torch", "ray", "numpy", "gymnasium", "scikit-learn", "pydantic")
 
 
@@ -91,7 +93,7 @@ class RunPlan:
     def as_dict(self) -> dict[str, Any]:
         """Returns what config.json holds."""
         return {
-            "command": {"name": self.config.command, **with_absolute_data_dir(self.config).model_dump(mode="json")},
+            "command": {"name": self.config.command, **with_absolute_paths(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
             "runners": self.placement.runners,
             "cpus_per_runner": self.placement.cpus_per_runner,
@@ -154,7 +156,7 @@ def started_actors(
     address = getattr(config, "address", None)
     with ray_for(address, config.plugin), interrupts_raise():
         if address is not None:
-            on_every_machine(_require_playable_there, config.plugin, task, with_absolute_data_dir(config).data_dir)
+            on_every_machine(_require_playable_there, config.plugin, task, with_absolute_paths(config).data_dir)
         placement = place(config.runners, episodes_of(config, task), config.device)
         with built_actors(config, task, out, placement) as built:
             yield built
@@ -173,9 +175,19 @@ def built_actors(
     board_name = f"esper-board-{uuid.uuid4().hex}"
     board = BoardReader(start_board(board_name))
     try:
-        with _algorithm(config, task, placement, episodes, board_name, out) as algorithm:
-            preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
-            yield RunPlan(config, task, placement, preflight, episodes, algorithm.action_names(), out), algorithm, board
+        with ExitStack() as stack:
+            seconds = max(_SECONDS_TO_START, _SECONDS_TO_START_ONE * placement.runners)
+            try:
+                with time_limit(seconds):
+                    built = _algorithm(config, task, placement, episodes, board_name, out)
+                    algorithm = stack.enter_context(built)
+                    preflight = check(algorithm, task.max_epochs, getattr(config, "episode_timeout", None))
+                    names = algorithm.action_names()
+            except TimeoutError:
+                raise EpisodeFailedError(
+                    f"the actors were not ready after {seconds:.0f} s: they hang, or there is no room for them any more"
+                ) from None
+            yield RunPlan(config, task, placement, preflight, episodes, names, out), algorithm, board
     finally:
         board.close()
 
@@ -211,7 +223,7 @@ def _algorithm(
 ) -> Iterator[EpisodeAlgorithm]:
     actor = ActorSettings(
         task,
-        data_dir=with_absolute_data_dir(config).data_dir,
+        data_dir=with_absolute_paths(config).data_dir,
         board=board_name,
         plugins=config.plugin,
         host_pool=config.host_pool,
@@ -240,10 +252,10 @@ def _host_checkpoints(config: RunConfig, out: Path) -> dict[str, Any] | None:
     return {"folder": str((out / IN_PROGRESS).absolute()), "key": secrets.token_hex(32), "every": every}
 
 
-def with_absolute_data_dir(config: _Config) -> _Config:
-    """Returns the configuration with a data folder that means the same from every working folder."""
-    given: Path | None = getattr(config, "data_dir")  # noqa: B009
-    return config.model_copy(update={"data_dir": given.absolute() if given else None})
+def with_absolute_paths(config: _Config) -> _Config:
+    """Returns the configuration with folders, of the data and to begin with, that mean the same from everywhere."""
+    given = {name: getattr(config, name, None) for name in ("data_dir", "from_checkpoint")}
+    return config.model_copy(update={name: path.absolute() for name, path in given.items() if path is not None})
 
 
 def origin() -> dict[str, Any]:

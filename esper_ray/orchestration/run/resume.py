@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from esper_ray.errors import CheckpointError, ConfigurationError, RunFolderError
+from esper_ray.errors import CheckpointError, ConfigurationError, PlacementError, RunFolderError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import be_quiet
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
@@ -54,7 +54,7 @@ class Resumption:
     @property
     def iteration(self) -> int | None:
         """Iterations that are over; None if the run has to begin again."""
-        return read_facts(self.checkpoint).iteration if self.checkpoint is not None else None
+        return iteration_of(self.checkpoint) if self.checkpoint is not None else None
 
 
 def find_resumption(asked: TrainConfig) -> Resumption:
@@ -80,6 +80,8 @@ def find_resumption(asked: TrainConfig) -> Resumption:
     require_elsewhere(config.plugin, run)
     if has_ended(run):
         raise RunFolderError(f"the run in {run} is over, after all {stored.get('iterations')} iterations")
+    if config.address is not None and asked.address is None:
+        logger.warning("the run played on the cluster at %s; without --address it goes on here", config.address)
     update = {"address": asked.address, "logger": asked.logger or config.logger}
     checkpoint = _last_good(run)
     tally = read_tally(checkpoint) if checkpoint is not None else RunTally()
@@ -162,12 +164,19 @@ def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
     return {**values, **began, "went_on": went_on}
 
 
-def take_up(algorithm: EpisodeAlgorithm, plan: RunPlan, checkpoint: Path) -> None:
-    """Puts actors and learner to where they were at a checkpoint of the run.
+def take_up(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumption) -> None:
+    """Puts actors and learner to where they were at the checkpoint.
 
     Raises:
+        PlacementError: hosts would be trained on another kind of device than before.
         CheckpointError: task, actions or observation are others here and now, or it is of another network.
     """
+    checkpoint, before, now = resumption.checkpoint, resumption.stored.get("device"), plan.placement.device_kind
+    assert checkpoint is not None
+    if before != now:
+        raise PlacementError(
+            f"the run in {plan.out} trained its hosts on {before}, here it would on {now}; resume it on such a machine"
+        )
     facts = read_facts(checkpoint)
     require_same_spaces(facts, plan.action_names, plan.observation_names)
     if facts.task != plan.task.model_dump(mode="json"):

@@ -1,13 +1,12 @@
 """What a run leaves on disk: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
+from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
@@ -187,21 +187,19 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
-    """Keeps other processes from writing the run, until this one ends, and returns the open descriptor.
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing the run.
 
     Raises:
         RunFolderError: another one does.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunFolderError(f"the run in {folder} goes on in another process; end that first") from None
-    except OSError:  # a network drive that locks files only
-        logger.warning("%s cannot be locked: see to it that no other process writes there", folder)
-    return descriptor
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, blocking=False))
+        except BlockingIOError:
+            raise RunFolderError(f"the run in {folder} goes on in another process; end that first") from None
+        yield
 
 
 def require_unlocked(folder: Path) -> None:
@@ -210,7 +208,8 @@ def require_unlocked(folder: Path) -> None:
     Raises:
         RunFolderError: another one does.
     """
-    os.close(_lock(folder))
+    with _only_writer(folder):
+        pass
 
 
 class RunFolder:
@@ -234,7 +233,7 @@ class RunFolder:
         with ExitStack() as opened:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                opened.callback(os.close, _lock(path))
+                opened.enter_context(_only_writer(path))
                 if keep_iterations is None:
                     self._remove_old_run()
                 else:

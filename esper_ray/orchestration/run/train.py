@@ -48,14 +48,15 @@ def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tup
     resumption = find_resumption(config) if config.resume is not None else None
     config = resumption.config if resumption is not None else config
     require_loggers(config.logger)
-    start = read_start(config)
+    goes_on = resumption is not None and resumption.checkpoint is not None
+    start = read_start(config) if not goes_on else None
     kept = resumption.iteration if resumption is not None else None
     with ExitStack() as stack:
         plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
         if start is not None:  # before anything is written: it may be refused
             start_from(algorithm, plan, start)
-        if resumption is not None and resumption.checkpoint is not None:
-            take_up(algorithm, plan, resumption.checkpoint)
+        if resumption is not None and goes_on:
+            take_up(algorithm, plan, resumption)
         folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
         watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)

@@ -146,7 +146,7 @@ class TrainingRun:
         seconds = time.monotonic() - started
         means = episode_metrics(records, self._plan.action_names)
         tally.add(records, means["episodes_reaching"])
-        tally.losses = {cause: count + self._losses_before.get(cause, 0) for cause, count in algorithm.losses.items()}
+        tally.losses = self._losses()
         learner = learner_metrics(rllib_result) | algorithm.learner_figures
         return {
             "iteration": iteration,
@@ -159,6 +159,9 @@ class TrainingRun:
             "warnings": warnings_of(learner, iteration, self._plan.iterations),
             "actors_lost": tally.losses,
         }
+
+    def _losses(self) -> dict[str, int]:
+        return {cause: count + self._losses_before.get(cause, 0) for cause, count in self.algorithm.losses.items()}
 
     def _evaluate(self) -> dict[str, Any]:
         """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
@@ -218,6 +221,7 @@ class TrainingRun:
             RunFolderError: one of them could not be written, as on a full disk.
         """
         self.result.iterations, self.result.seconds = self.iteration, seconds
+        self.result.tally.losses = self._losses()
         if self._is_written_down:
             self.result.checkpoint = self.save()
             self._folder.write_summary(self.result.as_dict())

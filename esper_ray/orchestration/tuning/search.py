@@ -19,7 +19,7 @@ from esper_ray.orchestration.fleet.cluster import ray_for
 from esper_ray.orchestration.fleet.interrupts import sigterm_as_sigint
 from esper_ray.orchestration.fleet.placement import LEARNER_CPUS, Placement, place_trials
 from esper_ray.orchestration.run.loggers import require_loggers, tune_loggers
-from esper_ray.orchestration.run.plan import origin, require_playable, with_absolute_data_dir
+from esper_ray.orchestration.run.plan import origin, require_playable, with_absolute_paths
 from esper_ray.orchestration.run.run_folder import METRICS_FILE, has_ended, read_metrics, write_json
 from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult, rank
 from esper_ray.orchestration.tuning.search_file import SearchFile, load_search
@@ -167,7 +167,7 @@ def _experiment(plan: SearchPlan) -> dict[str, Any]:
 
 def _tuner(plan: SearchPlan, resume: bool) -> tune.Tuner:
     # Ray Tune gives every trial a working folder of its own.
-    everywhere = plan.search.model_copy(update={"train": with_absolute_data_dir(plan.search.train)})
+    everywhere = plan.search.model_copy(update={"train": with_absolute_paths(plan.search.train)})
     context = TrialContext(everywhere, plan.folder, plan.placement)
     runner = {"CPU": plan.placement.cpus_per_runner, "GPU": plan.placement.gpus_per_runner}
     bundle = {kind: amount for kind, amount in runner.items() if amount}

@@ -10,7 +10,7 @@ import yaml
 
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.orchestration.config import TuneConfig
-from esper_ray.orchestration.run.plan import with_absolute_data_dir
+from esper_ray.orchestration.run.plan import with_absolute_paths
 from esper_ray.orchestration.run.run_folder import replace_file, require_writable, write_json
 from esper_ray.orchestration.tuning.ranking import RankedSetting, describe
 from esper_ray.orchestration.tuning.search_file import SearchFile
@@ -115,7 +115,7 @@ def write_ranking(folder: Path, search: SearchFile, ranking: Sequence[RankedSett
 def write_best(folder: Path, search: SearchFile, best: RankedSetting, runners: int) -> Path:
     """Writes the best setting as a file for `train --config`, and returns it."""
     trial = max(best.trials, key=lambda trial: trial.iterations)
-    config = with_absolute_data_dir(search.trial_config(best.setting, trial.seed))
+    config = with_absolute_paths(search.trial_config(best.setting, trial.seed))
     values = {
         **config.model_dump(mode="json", exclude_defaults=True),
         "task": config.task,
