@@ -60,10 +60,13 @@ def ray_processes() -> set[str]:
 
 
 def leftovers() -> set[str]:
-    """Folders of Ray sessions, and shared memory."""
-    folders = {path.name for path in Path(tempfile.gettempdir()).glob("esper-*")}
+    """Folders of Ray sessions, shared memory, and lock files: Ray's own, those of the cache, those beside a run."""
+    temporary = Path(tempfile.gettempdir())
     shared_memory = Path("/dev/shm")
-    return folders | ({path.name for path in shared_memory.iterdir()} if shared_memory.is_dir() else set())
+    found = [*temporary.glob("esper-*"), *temporary.glob("_ray_lockfiles/*")]
+    found += [path for folder in (Path(os.environ["ESPER_RAY_CACHE"]), Path.cwd()) for path in folder.rglob("*.lock")]
+    found += shared_memory.iterdir() if shared_memory.is_dir() else ()
+    return {str(path) for path in found}
 
 
 @pytest.fixture

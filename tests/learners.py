@@ -21,10 +21,11 @@ def build(
     policy: Literal["mlp", "lstm"] = "mlp",
     learner: Literal["ppo", "appo"] = "ppo",
     cpus: float = 1,
+    minibatch: int = 32,
     **more_env_config: Any,
 ) -> EpisodeAlgorithm:
     """Builds actors on the Ray that runs, and a learner. What is left over is told to the environment."""
-    settings = PPOSettings(minibatch_size=32, update_epochs=2, hidden=(16,), lstm_width=8)
+    settings = PPOSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
     learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
     config = build_config(ActorSettings(TASK), learning, Placement(runners, cpus, 0.0))
     config.environment(env, env_config={**config.env_config, **more_env_config})

@@ -1,6 +1,7 @@
 """PPO and APPO, feed-forward and recurrent, on real actors; and the same without any actor."""
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from fakes import SlowEnv
+from fakes import FakeHostEnv, SlowEnv
 from learners import TASK, assert_same_weights, build, rows, weights
 
 from esper_ray.episode import MorphogenesisEnv
@@ -213,6 +214,31 @@ def test_a_new_run_begins_with_another_s_policy_and_nothing_else(
         new.stop()
 
 
+def test_an_episode_may_be_longer_than_a_minibatch_of_a_recurrent_policy(cluster: None) -> None:
+    algorithm = build(1, 3, policy="lstm", minibatch=TASK.max_epochs // 2)
+    before = weights(algorithm)
+    try:
+        algorithm.train()
+        after = weights(algorithm)
+    finally:
+        algorithm.stop()
+    assert any(not np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_an_actor_that_was_done_in_time_is_not_lost_because_nobody_looked(cluster: None) -> None:
+    """A driver that is stopped for a while, as by Ctrl-Z or between two cells of a notebook."""
+    algorithm = build(2, 4, env=FakeHostEnv, learner="appo")
+    assert algorithm.dispatcher is not None
+    algorithm.dispatcher.timeout_s = 3
+    try:
+        algorithm.train()
+        time.sleep(4)
+        algorithm.train()
+        assert algorithm.losses == {"died": 0, "raised": 0, "hung": 0}
+    finally:
+        algorithm.stop()
+
+
 def test_appo_does_not_wait_for_a_slow_actor_and_counts_no_episode_twice(cluster: None) -> None:
     algorithm = build(2, 4, env=SlowEnv, learner="appo")
     tickets = []
@@ -243,8 +269,8 @@ def test_ppo_waits_for_every_actor(cluster: None) -> None:
         algorithm.stop()
 
 
-def test_appo_learns_to_take_what_is_rewarded(cluster: None) -> None:
-    """Its updates move the policy, and keep its probabilities finite under the mask."""
+def test_an_update_of_appo_moves_policy_and_target_and_keeps_them_finite(cluster: None) -> None:
+    """Under the mask as well."""
     algorithm = build(1, 8, learner="appo")
     assert isinstance(algorithm, EpisodeAPPO)
     before = weights(algorithm)

@@ -133,7 +133,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         return
     be_quiet()
     session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
-    with guarded(session):
+    with guarded(session), _temporary_files_in(session):
         try:
             _start(session, num_cpus, num_gpus, plugins)
             _require_importable(plugins)
@@ -141,6 +141,19 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         finally:
             ray.shutdown()
             shutil.rmtree(session, ignore_errors=True)
+
+
+@contextmanager
+def _temporary_files_in(session: Path) -> Iterator[None]:
+    """Has Ray Tune's lock files lie where the rest of the session does, and not stay for good."""
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(session)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
 
 
 def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: Sequence[str]) -> None:
