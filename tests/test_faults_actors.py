@@ -129,7 +129,7 @@ def assert_one_loss_changes_nothing(tmp_path: Path, misdeed: str, cause: str, ti
             first = rows(algorithm)
             algorithm.train()
             assert [episode.ticket for episode in algorithm.episodes] == assign(4, 2, 1, base_seed=3)
-            assert algorithm.losses[cause] == algorithm.actors_lost == (env is MisbehavingEnv)
+            assert algorithm.losses[cause] == sum(algorithm.losses.values()) == (env is MisbehavingEnv)
             found.append((first + rows(algorithm), weights(algorithm)))
         finally:
             algorithm.stop()
@@ -176,7 +176,7 @@ def test_sixty_four_actors_of_fake_hosts_are_all_accounted_for() -> None:
                 tickets += [episode.ticket for episode in algorithm.episodes]
             expected = [t for number in range(iterations) for t in assign(2 * actors, actors, number, base_seed=3)]
             assert tickets == expected
-            assert algorithm.actors_lost == 0
+            assert sum(algorithm.losses.values()) == 0
         finally:
             algorithm.stop()
     each = driver_seconds / len(tickets)

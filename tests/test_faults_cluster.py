@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import ray
 from clusters import CloudsTask, assert_unused, start_cluster, wait_for
+from learners import TASK, assert_same_weights, rows, weights
 from ray.cluster_utils import Cluster
-from traced import LOST_AT, TASK, Trace, assert_same_weights, rows, weights
+from traced import LOST_AT, Trace
 
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.placement import Placement

@@ -6,7 +6,8 @@ from typing import Literal
 
 import pytest
 import torch
-from traced import EVERY, LOST_AT, TASK, Trace, assert_same_weights, rows, weights
+from learners import TASK, assert_same_weights, rows, weights
+from traced import EVERY, LOST_AT, Trace
 
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.fleet.cluster import local_ray

@@ -192,7 +192,7 @@ def test_an_actor_killed_between_iterations_comes_back_and_plays_with_the_learne
             assert [e.ticket for e in algorithm.episodes] == assign(4, 2, iteration, base_seed=3)
             has_played = not differs(weights_of_the_actors(algorithm)[1], before)
         assert_all_actors_played_with(before, algorithm)
-        assert algorithm.actors_lost == 1
+        assert algorithm.losses["died"] == 1
     finally:
         algorithm.stop()
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from conftest import make_fast_task
 from fakes import CPURunner, TracedEnv
+from learners import TASK
 
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
@@ -14,7 +13,6 @@ from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodePPO
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 
-TASK = make_fast_task()
 EVERY = 2
 LOST_AT = 8
 """Epoch in front of which an actor is lost; the last one that was written down is the sixth."""
@@ -66,24 +64,3 @@ class Trace:
     def in_progress(self) -> list[Path]:
         """Returns the episodes that are written down."""
         return list(self._kept.iterdir())
-
-
-def rows(algorithm: EpisodeAlgorithm) -> list[dict[str, Any]]:
-    """Returns the last iteration's episodes, but for the time that they took."""
-    found = [
-        {"runner": episode.ticket.runner, "number": episode.ticket.number, **episode.record.as_row()}
-        for episode in algorithm.episodes
-    ]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
-
-
-def assert_same_weights(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """Holds that two policies are the same, to the last bit."""
-    assert one.keys() == other.keys()
-    for name, weight in one.items():
-        assert np.array_equal(weight, other[name]), name
-
-
-def weights(algorithm: EpisodeAlgorithm) -> dict[str, np.ndarray]:
-    """Returns the learner's weights."""
-    return {name: tensor.numpy(force=True).copy() for name, tensor in algorithm.policy_network.state_dict().items()}

@@ -130,11 +130,13 @@ class _Absence:
 
     Attributes:
         since: when it was lost.
+        process: that was lost, if it is known: it may still answer.
         probe: a call that it answers once it is there again; None between two of them.
         next_probe: when to call it again.
     """
 
     since: float
+    process: str | None
     probe: ray.ObjectRef | None
     next_probe: float
 
@@ -207,7 +209,7 @@ class Dispatcher:
         now = time.monotonic()
         for runner, absence in self._away.items():
             if absence.probe is None and absence.next_probe <= now:
-                absence.probe = self._actors[runner].ping.remote()
+                absence.probe = self._actors[runner].process.remote()
         if not self._playing and all(now - absence.since > _RETURN_SECONDS for absence in self._away.values()):
             raise EpisodeFailedError(
                 f"all {len(self._actors)} runners are lost and none came back in {_RETURN_SECONDS:.0f} s"
@@ -243,13 +245,13 @@ class Dispatcher:
             self._lose(play, "died", f"{type(error).__name__}: {error}")
             return
         if episode.failure is not None:
-            self._lose(play, "raised", episode.failure)
+            self._lose(play, "raised", episode.failure, episode.process)
             return
         del self._losses_of[play.ticket]
         play.queue.finished.append(episode)
 
-    def _lose(self, play: _Play, cause: str, reason: str) -> None:
-        """Replaces a lost actor and takes its ticket back.
+    def _lose(self, play: _Play, cause: str, reason: str, process: str | None = None) -> None:
+        """Replaces a lost actor, of a process that is known or not, and takes its ticket back.
 
         Raises:
             EpisodeFailedError: that happened too often over this ticket.
@@ -263,7 +265,7 @@ class Dispatcher:
         play.queue.put_back(ticket)
         self._abandoned.pop(play.runner, None)
         now = time.monotonic()
-        self._away[play.runner] = _Absence(now, None, now)
+        self._away[play.runner] = _Absence(now, process, None, now)
         if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
             del self._losses_of[ticket]
             raise EpisodeFailedError(
@@ -273,10 +275,12 @@ class Dispatcher:
 
     def _answered(self, probe: ray.ObjectRef) -> None:
         (runner,) = [runner for runner, absence in self._away.items() if absence.probe == probe]
+        absence = self._away[runner]
         try:
-            ray.get(probe)
+            is_back = ray.get(probe) != absence.process
         except RayError:
-            self._away[runner].probe = None
-            self._away[runner].next_probe = time.monotonic() + _SECONDS_BETWEEN_PROBES
-        else:
+            is_back = False
+        if is_back:
             del self._away[runner]
+        else:
+            absence.probe, absence.next_probe = None, time.monotonic() + _SECONDS_BETWEEN_PROBES

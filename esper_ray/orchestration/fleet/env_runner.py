@@ -108,6 +108,7 @@ class PlayedEpisode:
         weights: those of what the episode kept, if it was good enough.
         metrics: RLlib's own metrics of the actor.
         failure: the traceback if the episode raised.
+        process: that raised it, see `EpisodeRunner.process`.
     """
 
     ticket: Ticket
@@ -116,6 +117,7 @@ class PlayedEpisode:
     weights: dict[str, torch.Tensor] | None = None
     metrics: dict[str, Any] | None = None
     failure: str | None = None
+    process: str | None = None
 
 
 class OtherDecisionError(Exception):
@@ -218,6 +220,10 @@ class ActorEnv(MorphogenesisEnv):
 class EpisodeRunner(SingleAgentEnvRunner):
     """An EnvRunner that plays whole episodes, one ticket at a time. A failure is returned, never hidden."""
 
+    def process(self) -> str:
+        """Returns what tells this process from one that takes its place."""
+        return str(ray.get_runtime_context().get_worker_id())
+
     def action_names(self) -> tuple[str, ...]:
         """Returns the names of the actions on this actor's device."""
         return self._host_env().action_table.names
@@ -248,7 +254,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
             record = rollout.infos[-1].pop("episode")
             return PlayedEpisode(ticket, rollout, record, self._weights(record, keep_from), self.get_metrics())
         except Exception:
-            return PlayedEpisode(ticket, failure=traceback.format_exc())
+            return PlayedEpisode(ticket, failure=traceback.format_exc(), process=self.process())
 
     def play_scripted(self, ticket: Ticket, policy: Policy, keep_from: float, measure_test: bool) -> PlayedEpisode:
         """Plays one episode with a policy that does not learn, epoch by epoch.
@@ -268,7 +274,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
                 record.kept_test_accuracy = env.measure_test()
             return PlayedEpisode(ticket, record=record, weights=self._weights(record, keep_from))
         except Exception:
-            return PlayedEpisode(ticket, failure=traceback.format_exc())
+            return PlayedEpisode(ticket, failure=traceback.format_exc(), process=self.process())
         finally:
             env.skip_forced_waits = skips
 

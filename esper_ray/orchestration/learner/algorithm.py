@@ -110,11 +110,6 @@ class EpisodeAlgorithm(Algorithm):
         """Actors that were lost and replaced so far, by cause."""
         return dict.fromkeys(CAUSES, 0) | (self.dispatcher.losses if self.dispatcher is not None else {})
 
-    @property
-    def actors_lost(self) -> int:
-        """Actors that were lost and replaced so far."""
-        return sum(self.losses.values())
-
     def ask_all(self, method: str, timeout_seconds: float | None = None) -> list[Any]:
         """Calls a method of every actor, or of this process's EnvRunner, at the same time; returns the answers.
 
