@@ -12,12 +12,12 @@ from conftest import ray_processes
 
 from esper_ray.orchestration.fleet.session_guard import end_session
 
+pytestmark = pytest.mark.faults
+
 DRIVER = """
 import time
 import ray
 from esper_ray.orchestration.fleet.cluster import local_ray
-
-pytestmark = pytest.mark.faults
 
 class Busy:
     def ready(self):
