@@ -55,7 +55,7 @@ class Host(nn.Module):
         self.injection_points = {{"middle": width}}
         self.enter, self.leave = nn.Linear(input_shape[0], width), nn.Linear(width, classes)
         self.slot = nn.Identity()
-        if ray.is_initialized():
+        if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # and not where it is tried out only
             with Path({seen!r}).open("a") as file:
                 file.write(f"{{ray.get_runtime_context().get_node_id()}} {{os.getpid()}} {{__file__}} "
                            f"{{esper_ray.__file__}}\\n")
@@ -114,7 +114,7 @@ class CloudsTask:
         (folder / f"{self.name}.py").write_text(source)
 
     def built(self) -> list[Built]:
-        """Returns where its hosts were built, in this order."""
+        """Returns where actors built its hosts, in this order."""
         lines = self._seen.read_text().splitlines() if self._seen.exists() else []
         rows = [line.split() for line in lines]
         return [Built(node, int(process), plugin, package) for node, process, plugin, package in rows]

@@ -56,17 +56,25 @@ class Watcher:
     """Calls a function after an iteration, in this thread; the next one waits for it."""
 
     def __init__(self, after: Mapping[int, Callable[[], Any]] | None = None) -> None:
-        self._after = after or {}
+        self.after = dict(after or {})
 
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
-        """Nothing is to be seen yet."""
+        """Takes note of who sits where."""
+        self._seats, self._board = run.preflight.seats, board
+
+    def are_playing(self, node: Any) -> bool:
+        """Whether all actors of a machine are in the middle of an episode."""
+        runners = {seat.runner for seat in self._seats if seat.node_id == node.node_id}
+        return runners == {
+            host.runner for host in self._board.read() if host.runner in runners and 2 <= host.epoch <= 6
+        }
 
     def on_scripted(self, policy: str, done: int, total: int) -> None:
         """No scripted policy plays here."""
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
         """Calls the function."""
-        if (call := self._after.get(row["iteration"])) is not None:
+        if (call := self.after.get(row["iteration"])) is not None:
             call()
 
 
@@ -118,9 +126,15 @@ def assert_the_same_run(run: Run, undisturbed: Run, died: int) -> None:
     assert run.metrics[-1]["actors_lost"] == run.summary["actors_lost"]
 
 
-def dies_soon(cluster: Cluster, node: Any) -> None:
-    """Has a machine die in the middle of the iteration that is about to start."""
-    threading.Timer(0.3, cluster.remove_node, [node], {"allow_graceful": False}).start()
+def dies_while_playing(cluster: Cluster, node: Any, iteration: int) -> Watcher:
+    """Has a machine die behind an iteration, when all its actors are in the middle of an episode."""
+
+    def die() -> None:
+        wait_for(lambda: watcher.are_playing(node))
+        cluster.remove_node(node, allow_graceful=False)
+
+    watcher = Watcher({iteration: lambda: threading.Thread(target=die).start()})
+    return watcher
 
 
 def test_when_a_machine_dies_and_another_comes_its_actors_move_there_and_the_run_is_the_same(
@@ -142,7 +156,9 @@ def test_when_a_machine_dies_and_another_comes_its_actors_move_there_and_the_run
         arrived.append(built)
 
     arrived: list[Callable[[], int]] = []
-    run = play(cluster, task, tmp_path / "run", Watcher({1: lambda: dies_soon(cluster, victim), 2: replace}))
+    watcher = dies_while_playing(cluster, victim, iteration=1)
+    watcher.after[2] = replace
+    run = play(cluster, task, tmp_path / "run", watcher)
     assert_the_same_run(run, undisturbed, died=2)
     assert arrived[0]() > built_there + 2
 
@@ -152,7 +168,7 @@ def test_when_a_machine_dies_and_there_is_no_room_the_others_play_what_its_actor
 ) -> None:
     machines(num_cpus=3)
     victim = machines(num_cpus=1)
-    run = play(cluster, task, tmp_path / "run", Watcher({1: lambda: dies_soon(cluster, victim)}))
+    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, victim, iteration=1))
     assert_the_same_run(run, undisturbed, died=1)
 
 
