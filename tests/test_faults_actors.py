@@ -159,11 +159,12 @@ def test_an_actor_that_eats_up_the_memory_is_ended_and_replaced(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_sixty_four_actors_of_fake_hosts_are_all_accounted_for() -> None:
+def test_sixty_four_actors_of_fake_hosts_are_all_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a cost of less than 15 ms of the driver's time for an episode."""
     actors, iterations = 64, 3
-    if psutil.virtual_memory().available < 20e9:
-        pytest.skip("64 actors need 20 GB of free memory")
+    if psutil.virtual_memory().available < 21e9:
+        pytest.skip("64 actors need 21 GB of free memory")
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.99")  # they fill a machine of 24 GB to 95 %
     with local_ray(num_cpus=actors):
         algorithm = build(actors, 2 * actors, env=FakeHostEnv)
         try:
