@@ -157,6 +157,7 @@ def test_an_actor_that_eats_up_the_memory_is_ended_and_replaced(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_sixty_four_actors_of_fake_hosts_are_all_accounted_for(monkeypatch: pytest.MonkeyPatch) -> None:
