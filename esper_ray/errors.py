@@ -6,6 +6,7 @@ exits with 2; a program can catch `EsperError`.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class EsperError(Exception):
@@ -38,6 +39,11 @@ class RunFolderError(EsperError, ValueError):
 
 class CheckpointError(EsperError, ValueError):
     """A checkpoint is damaged, or was made for another task, other actions or another version."""
+
+    @classmethod
+    def damaged(cls, folder: Path, reason: object) -> "CheckpointError":
+        """Returns the error about a checkpoint that is not as it was written; the reason comes into one line."""
+        return cls(f"the checkpoint {folder} is damaged: {' '.join(str(reason).split())}; take another one")
 
 
 class EpisodeFailedError(EsperError, RuntimeError):

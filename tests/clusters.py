@@ -4,12 +4,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import ray
+from plugin_source import write_plugin
 from ray.cluster_utils import Cluster
 
 _QUICK_TO_NOTICE = {
@@ -18,74 +18,14 @@ _QUICK_TO_NOTICE = {
 }
 """A machine that is gone is noticed in seconds; one that is only slow to answer has ten of them, as ever."""
 
-PLUGIN = '''
-"""Two clouds of points, and a host for them that takes its time and writes down where it is built."""
-
+_WRITES_DOWN_WHERE = """
 import os
-import time
 from pathlib import Path
-
-import numpy as np
-import ray
-import torch
-from torch import nn
-
-import esper_ray
-from esper_ray.data import data_source
-from esper_ray.lifecycle import LifecycleSettings
-from esper_ray.models import blueprint, host
-from esper_ray.tasks import DataSettings, DecisionSettings, HostSettings, TaskSpec, register_task
-
-
-@data_source("{name}", "two clouds of points")
-def read(files):
-    rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    points = rng.normal(size=(60, 4)) + labels[:, None]
-    return {{"train": (points[:30], labels[:30]), "validation": (points[30:45], labels[30:45]),
-             "test": (points[45:], labels[45:])}}
-
-
-@host("{name}")
-class Host(nn.Module):
-    topology = "{name}"
-
-    def __init__(self, input_shape, classes, *, width: int = 8):
-        super().__init__()
-        self.injection_points = {{"middle": width}}
-        self.enter, self.leave = nn.Linear(input_shape[0], width), nn.Linear(width, classes)
-        self.slot = nn.Identity()
-        if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # and not where it is tried out only
-            with Path({seen!r}).open("a") as file:
-                file.write(f"{{ray.get_runtime_context().get_node_id()}} {{os.getpid()}} {{__file__}} "
-                           f"{{esper_ray.__file__}}\\n")
-
-    def register_slot(self, slot_id, module):
-        self.slot = module
-
-    def forward(self, points):
-        time.sleep({pause})
-        return self.leave(self.slot(torch.relu(self.enter(points))))
-
-
-@blueprint("{name}", topology="{name}")
-class Seed(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-
-    def forward(self, features):
-        return features + self.linear(features)
-
-
-register_task(TaskSpec(
-    name="{name}", summary="", input_shape=(4,), classes=2, max_epochs=12, episodes_per_iteration=8,
-    data=DataSettings(source="{name}", batch_size=15), host=HostSettings(kind="{name}"),
-    lifecycle=LifecycleSettings(training_dwell=1, blending_steps=2, min_blending_epochs=1, shadowing_dwell=1),
-    decisions=DecisionSettings(min_germination_epoch=2, min_plateau=0, require_stabilised=False, min_cull_age=2),
-))
-'''
-_names = (f"own_clouds_{number}" for number in count())
+import esper_ray, ray
+if ray.is_initialized() and ray.get_runtime_context().get_actor_id():  # and not where it is tried out only
+    with Path({seen!r}).open("a") as file:
+        print(ray.get_runtime_context().get_node_id(), os.getpid(), __file__, esper_ray.__file__, file=file)
+"""
 
 
 class Built(NamedTuple):
@@ -108,10 +48,9 @@ class CloudsTask:
     """A task in a module of its own in `folder`; an epoch of it takes some ten times `pause`, seconds."""
 
     def __init__(self, folder: Path, pause: float) -> None:
-        self.name = next(_names)
-        self._seen = folder / f"{self.name}.seen"
-        source = PLUGIN.format(name=self.name, seen=str(self._seen), pause=pause)
-        (folder / f"{self.name}.py").write_text(source)
+        self._seen = folder / "seen"
+        host = _WRITES_DOWN_WHERE.format(seen=str(self._seen))
+        self.name = write_plugin(folder, host=host, forward=f"import time; time.sleep({pause})")
 
     def built(self) -> list[Built]:
         """Returns where actors built its hosts, in this order."""

@@ -1,6 +1,7 @@
 """Shared fixtures: real parts, made small."""
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -90,6 +91,15 @@ def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finished = ended("train", "--out", out, *SETTINGS)
     assert (finished.returncode, finished.stderr) == (0, "")
     return out
+
+
+@pytest.fixture
+def killed_run(undisturbed_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, as if it had been killed just before its end."""
+    copy = tmp_path / "run"
+    shutil.copytree(undisturbed_run, copy)
+    (copy / "summary.json").unlink()
+    return copy
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

@@ -1,4 +1,4 @@
-"""A small training run as a process of its own, for tests in which something happens to it."""
+"""Commands: a small training run as a process of its own, to which something happens; and what must be refused."""
 
 import json
 import subprocess
@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from esper_ray.cli.main import run
 
 ITERATIONS = 30
 SETTINGS = [
@@ -30,6 +34,15 @@ def ended(*arguments: object) -> subprocess.CompletedProcess[str]:
 def begun(*arguments: object) -> subprocess.Popen[bytes]:
     """Starts the command line; whatever it prints is dropped."""
     return subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs a command, in this process, that must be refused in one line; returns that line."""
+    capsys.readouterr()
+    assert run([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("esper-ray: ") and error.count("\n") == 1
+    return error
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 200) -> None:

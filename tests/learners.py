@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
+import ray
 from conftest import make_fast_task
 
 from esper_ray.orchestration.config import PPOSettings
@@ -20,15 +21,16 @@ def build(
     env: type[ActorEnv] = ActorEnv,
     policy: Literal["mlp", "lstm"] = "mlp",
     learner: Literal["ppo", "appo"] = "ppo",
-    cpus: float = 1,
     minibatch: int = 32,
+    sample_timeout_s: float | None = None,
     **more_env_config: Any,
 ) -> EpisodeAlgorithm:
     """Builds actors on the Ray that runs, and a learner. What is left over is told to the environment."""
     settings = PPOSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
     learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
-    config = build_config(ActorSettings(TASK), learning, Placement(runners, cpus, 0.0))
+    config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0))
     config.environment(env, env_config={**config.env_config, **more_env_config})
+    config.env_runners(sample_timeout_s=sample_timeout_s)
     return algorithm_class(learner)(config=config)
 
 
@@ -45,6 +47,19 @@ def rows(algorithm: EpisodeAlgorithm) -> list[dict[str, Any]]:
 def weights(algorithm: EpisodeAlgorithm) -> dict[str, np.ndarray]:
     """Returns a copy of the learner's weights."""
     return {name: tensor.numpy(force=True).copy() for name, tensor in algorithm.policy_network.state_dict().items()}
+
+
+def weights_of_the_actors(algorithm: EpisodeAlgorithm) -> list[dict[str, np.ndarray]]:
+    """Returns every tensor of every actor's network, at the end of what it plays."""
+    actors = algorithm.env_runner_group._worker_manager.actors().values()
+    states = [state["rl_module"] for state in ray.get([a.get_state.remote(components="rl_module") for a in actors])]
+    assert all(states)
+    return states
+
+
+def differ(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+    """Returns whether two networks differ in a tensor that both have; an actor has not all of the learner's."""
+    return any(not np.array_equal(some[name], others[name]) for name in some.keys() & others.keys())
 
 
 def assert_same_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

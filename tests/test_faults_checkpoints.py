@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from math import nan
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from driver import refused
 from safetensors.torch import load_file, save_file
 
 from esper_ray.cli.main import run
@@ -50,26 +50,9 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def killed(undisturbed_run: Path, tmp_path: Path) -> Path:
-    """A copy of a run, as if it had been killed just before its end."""
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed_run, copy)
-    (copy / "summary.json").unlink()
-    return copy
-
-
-@pytest.fixture
-def checkpoint(killed: Path) -> Path:
+def checkpoint(killed_run: Path) -> Path:
     """Its last checkpoint."""
-    return checkpoints_of(killed)[-1]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert run([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("esper-ray: ") and error.count("\n") == 1
-    return error
+    return checkpoints_of(killed_run)[-1]
 
 
 def truncate(file: Path, _marker: Path) -> None:
@@ -113,7 +96,7 @@ def test_the_planted_pickle_would_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_checkpoint_is_refused_and_a_run_goes_on_from_the_one_before(
-    killed: Path,
+    killed_run: Path,
     checkpoint: Path,
     marker: Path,
     capsys: pytest.CaptureFixture[str],
@@ -126,13 +109,13 @@ def test_a_damaged_checkpoint_is_refused_and_a_run_goes_on_from_the_one_before(
         read_facts(checkpoint)
     assert "\n" not in str(refusal.value) and name in str(refusal.value)
     assert name in refused(capsys, "evaluate", checkpoint)
-    assert name in refused(capsys, "train", "--from-checkpoint", checkpoint, "--out", killed.parent / "new")
-    assert not (killed.parent / "new").exists()
+    assert name in refused(capsys, "train", "--from-checkpoint", checkpoint, "--out", killed_run.parent / "new")
+    assert not (killed_run.parent / "new").exists()
 
-    resumption = find_resumption(TrainConfig(resume=killed))
-    assert resumption.checkpoint == checkpoints_of(killed)[-2]
+    resumption = find_resumption(TrainConfig(resume=killed_run))
+    assert resumption.checkpoint == checkpoints_of(killed_run)[-2]
     (warning,) = caplog.messages
-    assert name in warning and warning.endswith(f"going on from {checkpoints_of(killed)[-2].name}")
+    assert name in warning and warning.endswith(f"going on from {checkpoints_of(killed_run)[-2].name}")
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, remove, plant])
@@ -148,13 +131,13 @@ def test_what_reads_a_file_refuses_it_by_itself(
 
 
 def test_a_run_of_which_every_checkpoint_is_damaged_never_begins_again(
-    killed: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+    killed_run: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (killed / "episodes.jsonl").read_bytes()
-    for checkpoint, damage in zip(checkpoints_of(killed), DAMAGES, strict=False):
+    before = (killed_run / "episodes.jsonl").read_bytes()
+    for checkpoint, damage in zip(checkpoints_of(killed_run), DAMAGES, strict=False):
         damage(checkpoint / "policy.safetensors", marker)
-    assert "is damaged: policy.safetensors" in refused(capsys, "train", "--resume", killed)
-    assert (killed / "episodes.jsonl").read_bytes() == before
+    assert "is damaged: policy.safetensors" in refused(capsys, "train", "--resume", killed_run)
+    assert (killed_run / "episodes.jsonl").read_bytes() == before
 
 
 def test_what_is_no_checkpoint_is_refused(
@@ -196,9 +179,9 @@ def alter_tensors(file: Path, alter: Callable[[dict[str, torch.Tensor]], object]
     save_file(tensors, file)
 
 
-def test_sealing_a_checkpoint_again_changes_nothing(killed: Path, checkpoint: Path) -> None:
+def test_sealing_a_checkpoint_again_changes_nothing(killed_run: Path, checkpoint: Path) -> None:
     seal(checkpoint)
-    assert find_resumption(TrainConfig(resume=killed)).checkpoint == checkpoint
+    assert find_resumption(TrainConfig(resume=killed_run)).checkpoint == checkpoint
 
 
 @pytest.mark.parametrize(
@@ -234,6 +217,9 @@ UNREADABLE: dict[str, Callable[[Path], None]] = {
     "weights of other names": lambda c: alter_tensors(
         c / "policy.safetensors", lambda tensors: tensors.update(other=tensors.pop(min(tensors)))
     ),
+    "weights that are no numbers": lambda c: alter_tensors(
+        c / "policy.safetensors", lambda tensors: tensors[min(tensors)].view(-1)[:1].fill_(nan)
+    ),
     "a learner with names that are none": lambda c: alter_tensors(
         c / "learner.safetensors", lambda tensors: tensors.update({"optimizer/pi/exp_avg": torch.ones(1)})
     ),
@@ -245,11 +231,11 @@ UNREADABLE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("alteration", UNREADABLE)
 def test_a_checkpoint_that_contradicts_itself_is_passed_over(
-    killed: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture, alteration: str
+    killed_run: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture, alteration: str
 ) -> None:
     UNREADABLE[alteration](checkpoint)
     seal(checkpoint)
-    assert find_resumption(TrainConfig(resume=killed)).checkpoint == checkpoints_of(killed)[-2]
+    assert find_resumption(TrainConfig(resume=killed_run)).checkpoint == checkpoints_of(killed_run)[-2]
     (warning,) = caplog.messages
     assert "\n" not in warning
 
@@ -291,20 +277,24 @@ def test_an_optimizer_that_is_not_the_learner_s_is_refused(checkpoint: Path, alt
 
 
 def test_a_checkpoint_or_run_cannot_bring_its_own_code(
-    killed: Path, checkpoint: Path, marker: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    killed_run: Path,
+    checkpoint: Path,
+    marker: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even where it lies in the working folder, which is searched for plugins."""
-    monkeypatch.chdir(killed.parent)
+    monkeypatch.chdir(killed_run.parent)
     (checkpoint / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
     plugin = f"run.checkpoints.{checkpoint.name}.evil"
     seal(checkpoint, plugins=[plugin])
     assert f"plugin '{plugin}' lies in" in refused(capsys, "evaluate", checkpoint)
     assert f"plugin '{plugin}' lies in" in refused(capsys, "compare", checkpoint)
-    config = json.loads((killed / "config.json").read_text())
-    alter_json(killed / "config.json", command={**config["command"], "plugin": [plugin]})
-    assert f"plugin '{plugin}' lies in" in refused(capsys, "train", "--resume", killed)
-    assert f"plugin '{plugin}' lies in" in refused(capsys, "replay", killed, "--episode", 1)
-    assert f"plugin '{plugin}' lies in" in refused(capsys, "export", killed)
+    config = json.loads((killed_run / "config.json").read_text())
+    alter_json(killed_run / "config.json", command={**config["command"], "plugin": [plugin]})
+    assert f"plugin '{plugin}' lies in" in refused(capsys, "train", "--resume", killed_run)
+    assert f"plugin '{plugin}' lies in" in refused(capsys, "replay", killed_run, "--episode", 1)
+    assert f"plugin '{plugin}' lies in" in refused(capsys, "export", killed_run)
 
 
 def test_a_checkpoint_of_another_task_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,9 +311,9 @@ def one_ray() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_ray")
 def test_what_only_the_learner_can_refuse_is_refused_before_anything_is_written(
-    killed: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    killed_run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    new = killed.parent / "new"
+    new = killed_run.parent / "new"
     begin = ["train", "--from-checkpoint", checkpoint, "--runners", 1, "--max-epochs", 12, "--out", new]
     assert "are another network's" in refused(capsys, *begin, "--ppo.hidden", 32, 32)
     assert "observation differ from the present ones" in refused(capsys, *begin, "--host-variety")
@@ -331,17 +321,17 @@ def test_what_only_the_learner_can_refuse_is_refused_before_anything_is_written(
 
     UNFIT["a missing state"](checkpoint)
     seal(checkpoint)
-    before = {path: path.read_bytes() for path in killed.rglob("*") if path.is_file()}
-    assert "learner.safetensors holds" in refused(capsys, "train", "--resume", killed)
-    assert {path: path.read_bytes() for path in killed.rglob("*") if path.is_file()} == before
+    before = {path: path.read_bytes() for path in killed_run.rglob("*") if path.is_file()}
+    assert "learner.safetensors holds" in refused(capsys, "train", "--resume", killed_run)
+    assert {path: path.read_bytes() for path in killed_run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.usefixtures("one_ray")
 def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(
-    killed: Path, undisturbed_run: Path, checkpoint: Path, marker: Path, capsys: pytest.CaptureFixture[str]
+    killed_run: Path, undisturbed_run: Path, checkpoint: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plant(checkpoint / "learner.safetensors", marker)
-    assert run(["train", "--resume", str(killed)]) == 0
+    assert run(["train", "--resume", str(killed_run)]) == 0
     for file in ("policy.safetensors", "learner.safetensors"):
         written = undisturbed_run / "checkpoints" / checkpoint.name / file
         assert (checkpoint / file).read_bytes() == written.read_bytes()

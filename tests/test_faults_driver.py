@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import ITERATIONS, SETTINGS, begun, ended, half_written, results, wait_until, whole_rows
+from driver import ITERATIONS, SETTINGS, begun, ended, half_written, refused, results, wait_until, whole_rows
 
-from esper_ray.cli.main import run
 from esper_ray.orchestration.learner.learner_state import read_learner_state
 from esper_ray.orchestration.run.checkpoint import read_facts
 from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, iteration_of, read_config
@@ -25,14 +24,6 @@ pytestmark = pytest.mark.faults
 
 KILLS = ["start", "wait-only", "wait-only", *["start", "iteration", "writing"] * 5, "iteration", "writing"]
 """When the driver is killed, twenty times over."""
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert run([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("esper-ray: ") and error.count("\n") == 1
-    return error
 
 
 def kill(driver: subprocess.Popen[Any]) -> None:
@@ -159,15 +150,6 @@ def test_whoever_dies_while_checkpoints_come_and_go_leaves_whole_ones(tmp_path: 
 # --- what cannot be resumed ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def ended_early(undisturbed_run: Path, tmp_path: Path) -> Path:
-    """A copy of a run that a test may change, as if it had been killed just before its end."""
-    copy = tmp_path / "run"
-    shutil.copytree(undisturbed_run, copy)
-    (copy / "summary.json").unlink()
-    return copy
-
-
 def drop_line(file: Path, number: int) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:number] + lines[number + 1 :]))
@@ -178,14 +160,14 @@ def test_a_run_that_is_over_cannot_go_on(undisturbed_run: Path, capsys: pytest.C
     assert f"is over, after all {ITERATIONS} iterations" in said
 
 
-def test_what_is_no_training_run_cannot_be_resumed(ended_early: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no run: config.json cannot be read" in refused(capsys, "train", "--resume", ended_early / "hosts")
-    assert "holds no run" in refused(capsys, "train", "--resume", ended_early / "nowhere")
-    config = json.loads((ended_early / "config.json").read_text())
+def test_what_is_no_training_run_cannot_be_resumed(killed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "holds no run: config.json cannot be read" in refused(capsys, "train", "--resume", killed_run / "hosts")
+    assert "holds no run" in refused(capsys, "train", "--resume", killed_run / "nowhere")
+    config = json.loads((killed_run / "config.json").read_text())
     for name in ("heuristic", None):
         content = {**config, "command": {**config["command"], "name": name}}
-        (ended_early / "config.json").write_text(json.dumps(content))
-        assert "is no training run: only those can be resumed" in refused(capsys, "train", "--resume", ended_early)
+        (killed_run / "config.json").write_text(json.dumps(content))
+        assert "is no training run: only those can be resumed" in refused(capsys, "train", "--resume", killed_run)
 
 
 @pytest.mark.parametrize(
@@ -193,27 +175,27 @@ def test_what_is_no_training_run_cannot_be_resumed(ended_early: Path, capsys: py
     ["", "{", "[]", '{"command": "train", "device": "cpu"}', '{"command": {"name": "train"}, "device": "cpu"}'],
 )
 def test_a_damaged_configuration_cannot_be_resumed(
-    ended_early: Path, capsys: pytest.CaptureFixture[str], content: str
+    killed_run: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
-    (ended_early / "config.json").write_text(content)
-    refused(capsys, "train", "--resume", ended_early)
+    (killed_run / "config.json").write_text(content)
+    refused(capsys, "train", "--resume", killed_run)
 
 
-def test_a_run_goes_on_with_the_settings_that_it_has(ended_early: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_with_the_settings_that_it_has(killed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flag in (["--seed", "3"], ["--runners", "2"], ["--ppo.clip", "0.1"], ["--set", "reward.rent=2"]):
         assert "with --resume: a run goes on with the settings that it has" in refused(
-            capsys, "train", "--resume", ended_early, *flag
+            capsys, "train", "--resume", killed_run, *flag
         )
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "episodes.jsonl"])
-def test_a_run_that_lacks_a_row_cannot_go_on(ended_early: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
-    drop_line(ended_early / file, 7)
-    assert f"{file} lacks rows before iteration {ITERATIONS}" in refused(capsys, "train", "--resume", ended_early)
+def test_a_run_that_lacks_a_row_cannot_go_on(killed_run: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
+    drop_line(killed_run / file, 7)
+    assert f"{file} lacks rows before iteration {ITERATIONS}" in refused(capsys, "train", "--resume", killed_run)
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_without_a_word(
-    ended_early: Path, capsys: pytest.CaptureFixture[str]
+    killed_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(ended_early / "checkpoints")
-    assert "iterations that are over, and no checkpoint" in refused(capsys, "train", "--resume", ended_early)
+    shutil.rmtree(killed_run / "checkpoints")
+    assert "iterations that are over, and no checkpoint" in refused(capsys, "train", "--resume", killed_run)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driver import refused
 from fakes import HeldOutEnv
 
 from esper_ray.cli.main import run
@@ -19,7 +20,7 @@ from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
-from esper_ray.orchestration.learner.algorithm import EpisodePPO
+from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.orchestration.run import checkpoint as checkpoints
@@ -58,15 +59,6 @@ def checkpoint(trained: Path, tmp_path: Path) -> Path:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert run([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("esper-ray: ")
-    return error
 
 
 # --- evaluate -----------------------------------------------------------------------------------------------------

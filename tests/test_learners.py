@@ -9,20 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import ray
 import torch
 from fakes import FakeHostEnv, SlowEnv
-from learners import TASK, assert_same_weights, build, rows, weights
+from learners import TASK, assert_same_weights, build, differ, rows, weights, weights_of_the_actors
 
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import ConfigurationError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.tickets import assign, assign_number
-from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodeAPPO
+from esper_ray.orchestration.fleet.tickets import assign_number
+from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.learner.policy_network import load_policy
 
 LEARNERS = list(itertools.product(("ppo", "appo"), ("mlp", "lstm")))
 Learner = Literal["ppo", "appo"]
@@ -35,13 +33,6 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def weights_played_with(algorithm: EpisodeAlgorithm) -> list[dict[str, np.ndarray]]:
-    """Returns every tensor of every actor's network."""
-    actors = algorithm.env_runner_group._worker_manager.actors().values()
-    states = ray.get([actor.get_state.remote(components="rl_module") for actor in actors])
-    return [state["rl_module"] for state in states]
-
-
 @pytest.mark.parametrize(("learner", "policy"), LEARNERS)
 def test_after_every_sync_an_actor_has_all_of_the_learner_s_weights(
     cluster: None, learner: Learner, policy: Network
@@ -51,14 +42,12 @@ def test_after_every_sync_an_actor_has_all_of_the_learner_s_weights(
     try:
         published = [weights(algorithm)]
         for iteration in range(3):
-            before = published[-1]
             algorithm.train()
             learned = weights(algorithm)
-            assert any(not np.array_equal(learned[name], before[name]) for name in before)
+            assert differ(learned, published[-1])
             published.append(learned)
-            for state in weights_played_with(algorithm):
-                assert state
-                had = [all(np.array_equal(state[name], then[name]) for name in state) for then in published]
+            for state in weights_of_the_actors(algorithm):
+                had = [not differ(state, then) for then in published]
                 # APPO's actors play on while it learns: some begin with what it has learned, others began before.
                 assert any(had) if learner == "appo" else had == [False] * iteration + [True, False]
                 for left_out in learned.keys() - state.keys():
@@ -150,7 +139,7 @@ def test_a_policy_from_a_checkpoint_plays_an_actor_s_episodes_again(
         expected = rows(algorithm)
     finally:
         algorithm.stop()
-    learned = LearnedPolicy(load_policy(tmp_path))
+    learned = LearnedPolicy.from_checkpoint(tmp_path)
     for row in expected:
         again = play_episode(MorphogenesisEnv(TASK), learned, row["episode_seed"]).as_row()
         assert {name: value for name, value in again.items() if name != "seconds"} == {
@@ -158,26 +147,51 @@ def test_a_policy_from_a_checkpoint_plays_an_actor_s_episodes_again(
         }
 
 
-@pytest.mark.parametrize(("learner", "policy"), LEARNERS)
-def test_a_checkpoint_goes_on_as_if_nothing_had_been(
-    cluster: None, tmp_path: Path, learner: Learner, policy: Network
+@pytest.mark.parametrize("policy", ["mlp", "lstm"])
+def test_a_learner_that_takes_up_a_checkpoint_learns_on_as_if_it_had_never_stopped(
+    cluster: None, tmp_path: Path, policy: Network
 ) -> None:
-    """Of one actor, whose episodes come in order: with APPO more of them only change when weights arrive."""
-    algorithm = build(1, 2, policy=policy, learner=learner)
+    """The same episodes, and after the update the same weights: so with the same moments, learning rate and entropy."""
+    algorithm = build(2, 4, policy=policy)
     try:
         algorithm.train()
         algorithm.write_checkpoint(tmp_path)
         saved = weights(algorithm)
-        consumed = algorithm.consumed
+        algorithm.train()
+        expected, learned = rows(algorithm), weights(algorithm)
+    finally:
+        algorithm.stop()
+    resumed = build(2, 4, policy=policy)
+    try:
+        assert differ(weights(resumed), saved)
+        resumed.take_up(tmp_path)
+        assert resumed.iteration == 1
+        assert_same_weights(weights(resumed), saved)
+        resumed.train()
+        assert rows(resumed) == expected
+        assert_same_weights(weights(resumed), learned)
+    finally:
+        resumed.stop()
+
+
+@pytest.mark.parametrize("policy", ["mlp", "lstm"])
+def test_appo_goes_on_behind_the_episodes_that_it_has_learned_from(
+    cluster: None, tmp_path: Path, policy: Network
+) -> None:
+    """What an actor was playing when the run ended is played again, with the weights of the checkpoint."""
+    algorithm = build(1, 2, policy=policy, learner="appo")
+    try:
+        algorithm.train()
+        algorithm.write_checkpoint(tmp_path)
+        saved, consumed = weights(algorithm), algorithm.consumed
     finally:
         algorithm.stop()
     found = []
     for _ in range(2):
-        resumed = build(1, 2, policy=policy, learner=learner)
+        resumed = build(1, 2, policy=policy, learner="appo")
         try:
             resumed.take_up(tmp_path)
-            assert resumed.iteration == 1
-            assert resumed.consumed == consumed
+            assert (resumed.iteration, resumed.consumed) == (1, consumed)
             assert_same_weights(weights(resumed), saved)
             resumed.train()
             found.append((rows(resumed), weights(resumed)))
@@ -222,7 +236,7 @@ def test_an_episode_may_be_longer_than_a_minibatch_of_a_recurrent_policy(cluster
         after = weights(algorithm)
     finally:
         algorithm.stop()
-    assert any(not np.array_equal(after[name], before[name]) for name in before)
+    assert differ(after, before)
 
 
 def test_an_actor_that_was_done_in_time_is_not_lost_because_nobody_looked(cluster: None) -> None:
@@ -258,15 +272,6 @@ def test_appo_does_not_wait_for_a_slow_actor_and_counts_no_episode_twice(cluster
     expected = {assign_number(runner, number, 3) for runner in (1, 2) for number in range(consumed[runner - 1])}
     assert set(tickets) == expected
     assert {ticket.episode_seed for ticket in tickets} <= seeds
-
-
-def test_ppo_waits_for_every_actor(cluster: None) -> None:
-    algorithm = build(2, 4, env=SlowEnv)
-    try:
-        algorithm.train()
-        assert [episode.ticket for episode in algorithm.episodes] == assign(4, 2, 0, base_seed=3)
-    finally:
-        algorithm.stop()
 
 
 def test_an_update_of_appo_moves_policy_and_target_and_keeps_them_finite(cluster: None) -> None:

@@ -1,36 +1,28 @@
 """Real Ray, real actors: exact episodes, nothing dropped, lost actors replaced, devices as assigned."""
 
-import copy
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import ray
-import torch
-from conftest import make_fast_task
 from fakes import DyingEnv, FailingEnv, SlowEnv
+from learners import TASK, build, differ, rows, weights, weights_of_the_actors
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import EpisodeFailedError, PlacementError
-from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.env_runner import ActorEnv
 from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket, assign
-from esper_ray.orchestration.learner.algorithm import EpisodePPO
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.learner.learner_config import Learning, build_config
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.policies import WaitPolicy
-
-TASK = make_fast_task()
 
 
 class Holder:
@@ -46,54 +38,10 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def build(
-    runners: int,
-    episodes: int,
-    env: type[ActorEnv] = ActorEnv,
-    more_env_config: dict[str, Any] | None = None,
-    sample_timeout_s: float | None = None,
-) -> EpisodePPO:
-    settings = PPOSettings(minibatch_size=32, update_epochs=2)
-    learning = Learning(settings, iterations=4, episodes_per_iteration=episodes, seed=3)
-    config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0))
-    config.environment(env, env_config={**config.env_config, **(more_env_config or {})})
-    config.env_runners(sample_timeout_s=sample_timeout_s)
-    return EpisodePPO(config=config)
-
-
-def rows(algorithm: EpisodePPO) -> list[dict[str, Any]]:
-    found = []
-    for episode in algorithm.episodes:
-        row = episode.record.as_row() | {"runner": episode.ticket.runner, "number": episode.ticket.number}
-        row.pop("seconds")
-        found.append(row)
-    return found
-
-
-Parameters = dict[str, np.ndarray]
-
-
-def weights(algorithm: EpisodePPO) -> Parameters:
-    state = algorithm.learner_group.get_weights()["default_policy"]
-    return {name: np.array(value) for name, value in state.items()}
-
-
-def differs(some: Parameters, others: Parameters) -> bool:
-    return any(not np.array_equal(value, others[name]) for name, value in some.items())
-
-
-def weights_of_the_actors(algorithm: EpisodePPO) -> list[Parameters]:
-    states = algorithm.env_runner_group.foreach_env_runner(
-        lambda runner: runner.module.get_state(inference_only=True), local_env_runner=False
-    )
-    assert all(states)
-    return states
-
-
-def assert_all_actors_played_with(expected: Parameters, algorithm: EpisodePPO) -> None:
+def assert_all_actors_played_with(expected: dict[str, np.ndarray], algorithm: EpisodeAlgorithm) -> None:
     found = weights_of_the_actors(algorithm)
     assert len(found) == algorithm.config.num_env_runners
-    assert not any(differs(of_actor, expected) for of_actor in found)
+    assert not any(differ(expected, of_actor) for of_actor in found)
 
 
 def wait_until_it_is_there(actor: ActorHandle) -> None:
@@ -131,7 +79,7 @@ def test_exactly_the_episodes_asked_for_are_played_even_if_they_do_not_divide(cl
             result = algorithm.train()
             assert [e.ticket for e in algorithm.episodes] == assign(7, 3, iteration, base_seed=3)
             assert_all_actors_played_with(before, algorithm)
-            assert differs(before, weights(algorithm))
+            assert differ(before, weights(algorithm))
             assert result["env_runners"]["num_env_steps_sampled"] == 7 * TASK.max_epochs
         assert all(len(e.record.epochs) == TASK.max_epochs for e in algorithm.episodes)
         assert {e.ticket.episode_seed for e in algorithm.episodes} == {
@@ -157,7 +105,7 @@ def test_a_killed_actor_is_replaced_and_the_run_is_the_one_that_nobody_disturbed
     """The lost episode is played again with the present weights: same episodes, same learner, to the last bit."""
     found = []
     for env, lost in ((ActorEnv, 0), (DyingEnv, 1)):
-        algorithm = build(2, 4, env=env, more_env_config={"marker": str(tmp_path / "died")})
+        algorithm = build(2, 4, env=env, marker=str(tmp_path / "died"))
         try:
             algorithm.train()
             first = rows(algorithm)
@@ -170,7 +118,7 @@ def test_a_killed_actor_is_replaced_and_the_run_is_the_one_that_nobody_disturbed
     assert (tmp_path / "died").exists()
     (expected, expected_weights), (disturbed, disturbed_weights) = found
     assert disturbed == expected
-    assert not differs(expected_weights, disturbed_weights)
+    assert not differ(expected_weights, disturbed_weights)
 
 
 def test_an_actor_killed_between_iterations_comes_back_and_plays_with_the_learner_s_weights(cluster: None) -> None:
@@ -190,7 +138,7 @@ def test_an_actor_killed_between_iterations_comes_back_and_plays_with_the_learne
             assert iteration < 20
             algorithm.train()
             assert [e.ticket for e in algorithm.episodes] == assign(4, 2, iteration, base_seed=3)
-            has_played = not differs(weights_of_the_actors(algorithm)[1], before)
+            has_played = not differ(before, weights_of_the_actors(algorithm)[1])
         assert_all_actors_played_with(before, algorithm)
         assert algorithm.losses["died"] == 1
     finally:
@@ -217,73 +165,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(cluster: None
         finally:
             algorithm.stop()
     assert runs[0][0] == runs[1][0]
-    assert not differs(runs[0][1], runs[1][1])
-
-
-def test_an_episode_of_an_actor_can_be_replayed_without_ray(cluster: None, tmp_path: Path) -> None:
-    algorithm = build(2, 4)
-    try:
-        algorithm.train()
-        algorithm.write_checkpoint(tmp_path)
-        algorithm.train()
-        expected = rows(algorithm)
-    finally:
-        algorithm.stop()
-    policy = LearnedPolicy.from_checkpoint(tmp_path)
-    env = MorphogenesisEnv(TASK)
-    for row in expected:
-        replayed = play_episode(env, policy, row["episode_seed"]).as_row()
-        assert {name: value for name, value in replayed.items() if name != "seconds"} == {
-            name: value for name, value in row.items() if name not in ("runner", "number")
-        }
-
-
-def test_a_checkpoint_restores_learner_optimizer_and_iteration(cluster: None, tmp_path: Path) -> None:
-    algorithm = build(2, 4)
-    try:
-        algorithm.train()
-        algorithm.write_checkpoint(tmp_path)
-        saved, moments = weights(algorithm), copy.deepcopy(algorithm._optimizer.state_dict()["state"])
-        algorithm.train()
-        expected = rows(algorithm)
-    finally:
-        algorithm.stop()
-    restored = build(2, 4)
-    try:
-        assert differs(saved, weights(restored))
-        restored.take_up(tmp_path)
-        assert restored.iteration == 1
-        assert not differs(saved, weights(restored))
-        found = restored._optimizer.state_dict()["state"]
-        assert found.keys() == moments.keys()
-        for parameter, of_parameter in moments.items():
-            assert of_parameter.keys() == found[parameter].keys() == {"step", "exp_avg", "exp_avg_sq"}
-            assert all(torch.equal(value, found[parameter][name]) for name, value in of_parameter.items())
-        restored.train()
-        assert rows(restored) == expected
-    finally:
-        restored.stop()
-
-
-def test_a_learner_that_takes_up_a_checkpoint_learns_on_as_if_it_had_never_stopped(
-    cluster: None, tmp_path: Path
-) -> None:
-    """Its first update already has the learning rate and the entropy coefficient of that iteration."""
-    algorithm = build(2, 4)
-    try:
-        algorithm.train()
-        algorithm.write_checkpoint(tmp_path)
-        algorithm.train()
-        expected = weights(algorithm)
-    finally:
-        algorithm.stop()
-    resumed = build(2, 4)
-    try:
-        resumed.take_up(tmp_path)
-        resumed.train()
-        assert not differs(expected, weights(resumed))
-    finally:
-        resumed.stop()
+    assert not differ(runs[0][1], runs[1][1])
 
 
 def test_scripted_policies_play_on_the_same_actors(cluster: None) -> None:

@@ -10,7 +10,8 @@ from learners import TASK
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
-from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodePPO
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 
 EVERY = 2

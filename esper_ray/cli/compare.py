@@ -5,6 +5,7 @@ import warnings
 from rich.table import Table
 
 from esper_ray.cli.display import make_console, make_display
+from esper_ray.cli.summary import losses
 from esper_ray.orchestration.config import CompareConfig
 from esper_ray.orchestration.held_out import paired
 from esper_ray.orchestration.held_out.compare import compare
@@ -37,6 +38,8 @@ def run_compare(config: CompareConfig) -> int:
             console.print(f"{name}: {result.verdict([name])}", soft_wrap=True)
     for way in WAYS:
         console.print(result.verdict(names, way), soft_wrap=True)
+    for line in losses(result.losses):
+        console.print(line, soft_wrap=True)
     console.print(f"Written to {result.file}; the same command plays nothing twice.", soft_wrap=True)
     return 0
 

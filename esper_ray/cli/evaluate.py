@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import drawn_host, timeline
+from esper_ray.cli.summary import drawn_host, losses, timeline
 from esper_ray.orchestration.config import EvaluateConfig
 from esper_ray.orchestration.held_out.evaluate import EvaluationResult, evaluate_checkpoint
 
@@ -39,4 +39,4 @@ def _summary(result: EvaluationResult, config: EvaluateConfig) -> list[str]:
             f"  {timeline(outcome.stages)}  {outcome.kept_test_accuracy:5.1f} %  {outcome.kept_blueprint or 'nothing'}"
             f"{drawn_host(outcome)}"
         )
-    return [*lines, f"Written to {result.file}", f"Next: esper-ray compare {config.checkpoint}"]
+    return [*lines, *losses(result.losses), f"Written to {result.file}", f"Next: esper-ray compare {config.checkpoint}"]

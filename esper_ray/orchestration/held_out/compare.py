@@ -60,7 +60,7 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
             board.close()
             file = out / _FILE if len(facts) == 1 else out / f"comparison-of-{len(facts)}.json"
             result = Comparison(plan, seeds, facts, learned, controls, static, schedule, file)
-            result.seconds = time.monotonic() - started
+            result.seconds, result.losses = time.monotonic() - started, algorithm.losses
             write_json(result.file, result.as_dict())
     return result
 

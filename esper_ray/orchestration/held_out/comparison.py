@@ -1,7 +1,7 @@
 """What a comparison came to: learned policies, controls, and the differences between them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Comparison:
         static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
         schedule: what the search found, if it was asked for.
         file: where the numbers were written.
+        losses: actors that were lost and replaced, by cause.
     """
 
     plan: RunPlan
@@ -47,6 +48,7 @@ class Comparison:
     schedule: FoundSchedule | None
     file: Path
     seconds: float = 0.0
+    losses: dict[str, int] = field(default_factory=dict)
 
     @property
     def control_names(self) -> list[str]:
@@ -96,6 +98,7 @@ class Comparison:
         return {
             "task": self.plan.task.name,
             "episodes": len(self.seeds),
+            "actors_lost": self.losses,
             "rent": self.plan.task.reward.rent,
             "reward_mode": self.plan.task.reward.mode,
             **self._section(everyone),

@@ -35,6 +35,7 @@ class EvaluationResult:
     Attributes:
         outcomes: one per held-out host, in the order of their seeds.
         file: where the numbers were written.
+        losses: actors that were lost and replaced, by cause.
     """
 
     plan: RunPlan
@@ -42,6 +43,7 @@ class EvaluationResult:
     outcomes: list[Outcome]
     file: Path
     seconds: float = 0.0
+    losses: dict[str, int] = field(default_factory=dict)
     means: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +55,7 @@ class EvaluationResult:
             "task": self.facts.task["name"],
             "checkpoint_digest": self.facts.digest,
             "episodes": len(self.outcomes),
+            "actors_lost": self.losses,
             "means": self.means,
             "kept_blueprints": dict(Counter(str(outcome.kept_blueprint) for outcome in self.outcomes)),
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
@@ -82,7 +85,7 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
             )
             board.close()
             file = out / f"evaluation-{name.replace(' ', '-')}.json"
-            result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started)
+            result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started, algorithm.losses)
             write_json(file, result.as_dict())
     return result
 

@@ -1,6 +1,5 @@
 """Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
 
-import copy
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +19,16 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
-    LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
-    NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    NUM_ENV_STEPS_TRAINED_LIFETIME,
     TIMERS,
 )
 
 from esper_ray.episode import Policy
 from esper_ray.errors import EpisodeFailedError, PlacementError
-from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, OwedTickets, SeriesTickets
+from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, OwedTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
-from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket, assign, assign_number
+from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.learner.health import UpdateWatch
 from esper_ray.orchestration.learner.learner_state import (
     LearnerState,
@@ -171,7 +167,7 @@ class EpisodeAlgorithm(Algorithm):
         policy_ref = policy if self.dispatcher is None else ray.put(policy)
 
         def start(actor: ActorHandle, ticket: Ticket) -> Any:
-            return _call(actor, "play_scripted", ticket, policy_ref, self.keep_from, measure_test)
+            return call(actor, "play_scripted", ticket, policy_ref, self.keep_from, measure_test)
 
         found = []
         for episode in self._play(tickets, start):
@@ -203,7 +199,7 @@ class EpisodeAlgorithm(Algorithm):
 
     def _start_training(self, actor: ActorHandle, ticket: Ticket) -> Any:
         """Has an actor play a ticket with the present weights."""
-        return _call(actor, "play", ticket, self.keep_from, self._weights)
+        return call(actor, "play", ticket, self.keep_from, self._weights)
 
     def _publish_weights(self) -> None:
         """Takes the learner's weights for the episodes that start from now on."""
@@ -307,103 +303,7 @@ class EpisodeAlgorithm(Algorithm):
         """Goes on with each actor's series of episodes where the learner had them."""
 
 
-class EpisodePPO(EpisodeAlgorithm):
-    """PPO. Each iteration is a set of tickets, shared out evenly over the actors, and all of them are waited for."""
-
-    def _collect(self) -> list[PlayedEpisode]:
-        tickets = self._tickets(self.iteration)
-        return sorted(self._play(tickets, self._start_training), key=lambda episode: episode.ticket)
-
-    def training_seeds(self, iterations: int) -> set[int]:
-        """Returns the host seeds of the first `iterations` iterations."""
-        return {ticket.episode_seed for number in range(iterations) for ticket in self._tickets(number)}
-
-    def _tickets(self, iteration: int) -> list[Ticket]:
-        config = self.config
-        pool = config.env_config["host_pool"]
-        return assign(self.episodes_per_iteration, self.runners, iteration, config.seed, pool)
-
-    @property
-    def _trace_decay(self) -> float:
-        return float(self.config.lambda_)
-
-    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
-        results = self.learner_group.update(
-            episodes=list(rollouts),
-            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._steps_after},
-            num_epochs=self.config.num_epochs,
-            minibatch_size=self.config.minibatch_size,
-            shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
-        )
-        self.metrics.aggregate(results, key=LEARNER_RESULTS)
-
-
-class EpisodeAPPO(EpisodeAlgorithm):
-    """APPO. Every actor plays on without end; an iteration is the episodes that are over next, whoever played them."""
-
-    def setup(self, config: AlgorithmConfig) -> None:
-        """Builds actors and learner."""
-        super().setup(config)
-        self._series = SeriesTickets(self._ticket, self.runners, self._start_with_own_weights)
-        self._collected: list[PlayedEpisode] = []
-        self._weights_of: dict[Ticket, Any] = {}
-
-    def _ticket(self, runner: int, number: int) -> Ticket:
-        return assign_number(runner, number, self.config.seed, self.config.env_config["host_pool"])
-
-    def _start_with_own_weights(self, actor: ActorHandle, ticket: Ticket) -> Any:
-        """Has an actor play a ticket with the weights that it was first played with, should it be played again."""
-        weights = self._weights_of.setdefault(ticket, self._weights)
-        return _call(actor, "play", ticket, self.keep_from, weights)
-
-    def _collect(self) -> list[PlayedEpisode]:
-        assert self.dispatcher is not None, "APPO has actors"
-        while len(self._collected) < self.episodes_per_iteration:
-            episode = self.dispatcher.next_episode(self._series)
-            del self._weights_of[episode.ticket]
-            self._collected.append(episode)
-        collected, self._collected = self._collected, []
-        self._series.count(collected)
-        return collected
-
-    def training_seeds(self, iterations: int) -> set[int]:
-        """Returns every host seed that the first `iterations` iterations can have: any one actor may play them all."""
-        most = iterations * self.episodes_per_iteration + 1
-        return {self._ticket(runner, n).episode_seed for runner in range(1, self.runners + 1) for n in range(most)}
-
-    @property
-    def _trace_decay(self) -> float:
-        return 1.0
-
-    def _learn(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
-        """Takes whole episodes at a time, as V-trace needs them; the target network follows with the last ones."""
-        config = self.config
-        size = config.minibatch_size // config.rollout_fragment_length if config.minibatch_size else len(rollouts)
-        before, after = self.iteration * config.train_batch_size_per_learner, self._steps_after
-        batches = []
-        for _ in range(config.num_epochs):
-            order = [rollouts[i] for i in torch.randperm(len(rollouts)).tolist()]
-            batches += [order[i : i + size] for i in range(0, len(order), size)]
-        for number, batch in enumerate(batches, start=1):
-            results = self.learner_group.update(
-                episodes=copy.deepcopy(batch),  # RLlib lengthens them
-                timesteps={
-                    NUM_ENV_STEPS_SAMPLED_LIFETIME: after,
-                    NUM_ENV_STEPS_TRAINED_LIFETIME: after if number == len(batches) else before,
-                },
-            )
-            self.metrics.aggregate(results, key=LEARNER_RESULTS)
-
-    @property
-    def consumed(self) -> tuple[int, ...]:
-        """For each actor, episodes of its own series that were learned from."""
-        return self._series.consumed
-
-    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
-        self._series.go_on_from(consumed)
-
-
-def _call(actor: ActorHandle | EpisodeRunner, method: str, *arguments: Any) -> Any:
+def call(actor: ActorHandle | EpisodeRunner, method: str, *arguments: Any) -> Any:
     """Calls a method of an actor, or of the EnvRunner in this process."""
     bound = getattr(actor, method)
     return bound(*arguments) if isinstance(actor, EpisodeRunner) else bound.remote(*arguments)

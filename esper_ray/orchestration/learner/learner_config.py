@@ -11,8 +11,9 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings, EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
-from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm, EpisodeAPPO, EpisodePPO
-from esper_ray.orchestration.learner.appo_learner import EpisodeAPPOLearner
+from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
+from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO, EpisodeAPPOLearner
+from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
 from esper_ray.orchestration.learner.policy_network import rllib_model_config
 from esper_ray.orchestration.learner.rl_module import MaskedAPPOTorchRLModule, MaskedPPOTorchRLModule
 

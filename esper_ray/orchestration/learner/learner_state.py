@@ -68,7 +68,7 @@ def read_learner_state(folder: Path) -> LearnerState:
     try:
         values = _Values.model_validate_json((folder / _VALUES).read_text())
     except (OSError, ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _damaged(folder, f"{_VALUES}: {' '.join(str(error).split())}") from None
+        raise CheckpointError.damaged(folder, f"{_VALUES}: {error}") from None
     target: dict[str, Tensor] = {}
     of_parameters: dict[int, dict[str, Tensor]] = {}
     for name, tensor in read_tensors(folder / _TENSORS).items():
@@ -79,7 +79,7 @@ def read_learner_state(folder: Path) -> LearnerState:
         elif part == "optimizer" and parameter.isdecimal() and key:
             of_parameters.setdefault(int(parameter), {})[key] = tensor
         else:
-            raise _damaged(folder, f"{_TENSORS} holds {name}, which is no part of a learner")
+            raise CheckpointError.damaged(folder, f"{_TENSORS} holds {name}, which is no part of a learner")
     optimizer = {"state": of_parameters, "param_groups": values.param_groups}
     return LearnerState(values.iteration, optimizer, target, values.consumed)
 
@@ -95,16 +95,20 @@ def require_fitting_optimizer(state: LearnerState, optimizer: Optimizer, folder:
     groups = optimizer.state_dict()["param_groups"]
     for name, then, now in _settings(state.optimizer["param_groups"], groups):
         if then != now and not (name == "lr" and isinstance(then, float) and isfinite(then) and then >= 0):
-            raise _damaged(folder, f"{_VALUES}: {name} of the optimizer is {then}, here it is {now}")
+            raise CheckpointError.damaged(folder, f"{_VALUES}: {name} of the optimizer is {then}, here it is {now}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     there = state.optimizer["state"]
     if there.keys() != (set(range(len(parameters))) if state.iteration else set()):
-        raise _damaged(folder, f"{_TENSORS} holds the state of {len(there)} of the {len(parameters)} parameters")
+        raise CheckpointError.damaged(
+            folder, f"{_TENSORS} holds the state of {len(there)} of the {len(parameters)} parameters"
+        )
     for number, values in there.items():
         shapes = {name: tuple(tensor.shape) for name, tensor in values.items()}
         shape = tuple(parameters[number].shape)
         if shapes != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
-            raise _damaged(folder, f"{_TENSORS} holds {shapes} of parameter {number}, which has shape {shape}")
+            raise CheckpointError.damaged(
+                folder, f"{_TENSORS} holds {shapes} of parameter {number}, which has shape {shape}"
+            )
 
 
 def _settings(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[tuple[str, Any, Any]]:
@@ -123,7 +127,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _damaged(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {folder} is damaged: {reason}; take another one")

@@ -103,9 +103,7 @@ def read_policy(folder: Path) -> tuple[NetworkSpec, dict[str, Tensor]]:
         spec = NetworkSpec.model_validate_json((folder / _SPEC).read_text())
         return spec, read_tensors(folder / _WEIGHTS)
     except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"the checkpoint {folder} is damaged: {' '.join(str(error).split())}; take another one"
-        ) from None
+        raise CheckpointError.damaged(folder, error) from None
 
 
 def load_policy(folder: Path) -> RLModule:
@@ -137,15 +135,19 @@ def load_weights(module: Any, weights: dict[str, Tensor], folder: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file.
+    """Reads a safetensors file of a checkpoint.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: it is missing or damaged, or a value is no number, as after an update that diverged.
     """
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except Exception as error:  # the library raises its own type
-        raise CheckpointError(f"{file} is damaged: {error}; take another checkpoint") from None
+        raise CheckpointError.damaged(file.parent, f"{file.name}: {error}") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError.damaged(file.parent, f"{file.name}: {name} holds values that are no numbers")
+    return tensors
 
 
 def initial_state(module: RLModule, episodes: int) -> Any:

@@ -126,19 +126,19 @@ def read_facts(folder: Path) -> CheckpointFacts:
     values = _read_values(folder)
     _require_present_versions(folder, values)
     if values.pop(_OWN_DIGEST, None) != _digest_of(values):
-        raise _damaged(folder, f"{_FACTS} is not as it was written")
+        raise CheckpointError.damaged(folder, f"{_FACTS} is not as it was written")
     try:
         facts = CheckpointFacts.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
-        raise _damaged(folder, f"{_FACTS}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise CheckpointError.damaged(folder, f"{_FACTS}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     for name, digest in facts.files.items():
         try:
             unchanged = _digest(folder / name) == digest
         except OSError as error:
-            raise _damaged(folder, f"{name} cannot be read: {error.strerror}") from None
+            raise CheckpointError.damaged(folder, f"{name} cannot be read: {error.strerror}") from None
         if not unchanged:
-            raise _damaged(folder, f"{name} is not as it was written")
+            raise CheckpointError.damaged(folder, f"{name} is not as it was written")
     return facts
 
 
@@ -150,9 +150,9 @@ def _read_values(folder: Path) -> dict[str, Any]:
             f"{folder} is no checkpoint of this version of esper_ray: it has no {_FACTS}; name one of RUN/checkpoints"
         ) from None
     except (OSError, ValueError) as error:
-        raise _damaged(folder, f"{_FACTS}: {error}") from None
+        raise CheckpointError.damaged(folder, f"{_FACTS}: {error}") from None
     if not isinstance(values, dict) or not isinstance(values.get("versions"), dict):
-        raise _damaged(folder, f"{_FACTS} names no versions")
+        raise CheckpointError.damaged(folder, f"{_FACTS} names no versions")
     return values
 
 
@@ -164,10 +164,6 @@ def _require_present_versions(folder: Path, values: dict[str, Any]) -> None:
                 f"the checkpoint {folder} was written with {name} {written}, this is {present}: evaluate it with the "
                 "version that wrote it, or train again"
             )
-
-
-def _damaged(folder: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {folder} is damaged: {reason}; take another one")
 
 
 def require_same_task(facts: CheckpointFacts, task: str | None) -> None:

@@ -77,8 +77,7 @@ def read_tally(folder: Path) -> RunTally:
     try:
         return _STORED.validate_json((folder / _TALLY).read_text())
     except (OSError, ValueError) as error:  # pydantic's is one
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint {folder} is damaged: {_TALLY}: {reason}; take another one") from None
+        raise CheckpointError.damaged(folder, f"{_TALLY}: {error}") from None
 
 
 @dataclass
