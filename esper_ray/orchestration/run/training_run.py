@@ -54,7 +54,6 @@ class TrainingRun:
         self._losses_before: dict[str, int] = {}
         self._has_waited = False
         self._is_written_down = True
-        self._unwritten: list[str] = []
 
     @property
     def iteration(self) -> int:
@@ -113,7 +112,6 @@ class TrainingRun:
                 self.result.tally.seconds += time.monotonic() - started
                 self._folder.add_iteration(row)  # before the checkpoint: a row too many can be dropped, none made up
                 self._is_written_down = True
-                row["warnings"] += self._unwritten
                 try:
                     self.save()
                 except RunFolderError as error:
@@ -135,13 +133,13 @@ class TrainingRun:
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
         algorithm, tally, iteration = self.algorithm, self.result.tally, self.iteration
-        self._unwritten = []
+        unwritten = []
         for number, episode in enumerate(algorithm.episodes, start=len(tally.trained) + 1):
             self._folder.add_episode(number, iteration, episode)
             try:
                 self._kept.offer(number, episode)
             except RunFolderError as error:
-                self._unwritten.append(str(error))
+                unwritten.append(str(error))
         records = [episode.record for episode in algorithm.episodes]
         seconds = time.monotonic() - started
         means = episode_metrics(records, self._plan.action_names)
@@ -156,7 +154,7 @@ class TrainingRun:
             "episodes_per_second": len(records) / seconds,
             **means,
             "learner": learner,
-            "warnings": warnings_of(learner, iteration, self._plan.iterations),
+            "warnings": [*warnings_of(learner, iteration, self._plan.iterations), *unwritten],
             "actors_lost": tally.losses,
         }
 
