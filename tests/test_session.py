@@ -78,10 +78,11 @@ def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_th
         for delay in (0.05, 0.4, 0.9, 1.3):  # at the start, and at whatever comes then
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             timer.start()
-            stopped.run()
-            with contextlib.suppress(KeyboardInterrupt):  # it may come late
+            with contextlib.suppress(KeyboardInterrupt):  # it may come just after the end of `run`
+                stopped.run()
                 timer.cancel()
                 timer.join()
+                time.sleep(0.1)
             interrupts += stopped.interrupted
             if stopped.is_over:
                 break

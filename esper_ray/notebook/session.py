@@ -29,7 +29,7 @@ from esper_ray.orchestration.config import (
     require_known_keys,
 )
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.interrupts import interrupts_raise
+from esper_ray.orchestration.fleet.interrupts import held_interrupts, interrupts_raise
 from esper_ray.orchestration.held_out.compare import compare
 from esper_ray.orchestration.held_out.comparison import Comparison
 from esper_ray.orchestration.run.heuristic import play_heuristic
@@ -249,10 +249,11 @@ class Training:
     def close(self) -> RunResult:
         """Ends the actors, writes checkpoint and summary, and returns what the run came to. May be called again."""
         if self._result is None:
-            self._run.result.interrupted = not self._run.is_over
-            self._board.close()
-            with self._stack:
-                self._result = self._run.finish(self._seconds)
+            with held_interrupts():
+                self._run.result.interrupted = not self._run.is_over
+                self._board.close()
+                with self._stack:
+                    self._result = self._run.finish(self._seconds)
         return self._result
 
 
