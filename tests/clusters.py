@@ -88,8 +88,7 @@ def assert_unused(cluster: Cluster, processes: set[int]) -> None:
     """Holds that a cluster is up, that nobody has anything on it, and that these processes of its have ended."""
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        assert len(alive) == len(cluster.list_all_nodes())
+        cluster.wait_for_nodes()
         wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources().get("CPU"))
         wait_for(lambda: not ray.util.list_named_actors(all_namespaces=True))
         wait_for(lambda: not any(_is_running(process) for process in processes))

@@ -1,15 +1,18 @@
 """Machines of a cluster that die in the middle of a run, and others that come: the run is the one nobody disturbed."""
 
 import json
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import ray
 from clusters import CloudsTask, assert_unused, start_cluster, wait_for
+from driver import begun, ended, wait_until, whole_rows
 from learners import TASK, assert_same_weights, rows, weights
 from ray.cluster_utils import Cluster
 from traced import LOST_AT, Trace
@@ -41,6 +44,7 @@ def machines(cluster: Cluster) -> Iterator[Callable[..., Any]]:
     yield cluster.add_node
     for node in list(cluster.worker_nodes):
         cluster.remove_node(node, allow_graceful=False)
+    cluster.wait_for_nodes()
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudsTask]:
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         yield CloudsTask(folder, pause=0.008)
 
 
@@ -88,12 +93,15 @@ class Run:
         self.summary = json.loads((folder / "summary.json").read_text())
 
 
-def play(cluster: Cluster, task: CloudsTask, out: Path, watcher: Watcher) -> Run:
+def play(
+    cluster: Cluster, task: CloudsTask, out: Path, watcher: Watcher, learner: Literal["ppo", "appo"] = "ppo"
+) -> Run:
     """Plays a run on the cluster."""
     config = TrainConfig(
         task=task.name,
         plugin=(task.name,),
         address=cluster.address,
+        learner=learner,
         runners=RUNNERS,
         iterations=ITERATIONS,
         episodes_per_iteration=EPISODES,
@@ -112,18 +120,24 @@ def undisturbed(cluster: Cluster, task: CloudsTask, tmp_path_factory: pytest.Tem
         return play(cluster, task, tmp_path_factory.mktemp("undisturbed") / "run", Watcher())
     finally:
         cluster.remove_node(node)
+        cluster.wait_for_nodes()
 
 
-def assert_the_same_run(run: Run, undisturbed: Run, died: int) -> None:
-    """Holds that a run came to what an undisturbed one did, episode by episode, and says how many actors died."""
+def assert_whole(run: Run, died: int) -> None:
+    """Holds that a run has all its iterations and every episode once, and says how many actors died."""
     assert run.summary["iterations"] == ITERATIONS and run.summary["complete"]
     tickets = [(row["runner"], row["number"]) for row in run.episodes]
     assert len(set(tickets)) == len(tickets) == ITERATIONS * EPISODES
-    assert run.episodes == undisturbed.episodes
-    assert undisturbed.summary["actors_lost"] == {"died": 0, "raised": 0, "hung": 0}
     assert run.summary["actors_lost"] == {"died": died, "raised": 0, "hung": 0}
     assert run.metrics[0]["actors_lost"]["died"] == 0
     assert run.metrics[-1]["actors_lost"] == run.summary["actors_lost"]
+
+
+def assert_the_same_run(run: Run, undisturbed: Run, died: int) -> None:
+    """Holds that a whole run came to what an undisturbed one did, episode by episode."""
+    assert_whole(undisturbed, died=0)
+    assert_whole(run, died)
+    assert run.episodes == undisturbed.episodes
 
 
 def dies_while_playing(cluster: Cluster, node: Any, iteration: int) -> Watcher:
@@ -170,6 +184,42 @@ def test_when_a_machine_dies_and_there_is_no_room_the_others_play_what_its_actor
     victim = machines(num_cpus=1)
     run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, victim, iteration=1))
     assert_the_same_run(run, undisturbed, died=1)
+
+
+def test_a_machine_whose_death_nobody_has_noticed_yet_does_not_keep_a_run_from_starting(
+    cluster: Cluster, machines: Callable[..., Any], task: CloudsTask, undisturbed: Run, tmp_path: Path
+) -> None:
+    machines(num_cpus=RUNNERS)
+    cluster.remove_node(machines(num_cpus=1), allow_graceful=False)
+    assert_the_same_run(play(cluster, task, tmp_path / "run", Watcher()), undisturbed, died=0)
+
+
+def test_an_asynchronous_run_loses_a_machine_and_no_episode(
+    cluster: Cluster, machines: Callable[..., Any], task: CloudsTask, tmp_path: Path
+) -> None:
+    machines(num_cpus=2)
+    victim = machines(num_cpus=2)
+    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, victim, iteration=1), learner="appo")
+    assert_whole(run, died=2)
+
+
+def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was_and_its_run_goes_on_there(
+    cluster: Cluster, machines: Callable[..., Any], task: CloudsTask, undisturbed: Run, tmp_path: Path
+) -> None:
+    machines(num_cpus=RUNNERS)
+    out = tmp_path / "run"
+    joins = ["--address", cluster.address, "--plugin", task.name, "--task", task.name, "--runners", RUNNERS]
+    length = ["--iterations", ITERATIONS, "--episodes-per-iteration", EPISODES, "--wait-only-episodes", 0]
+    driver = begun("train", *joins, *length, "--out", out)
+    wait_until(lambda: len(whole_rows(out / "metrics.jsonl")) >= 2, driver)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    assert_unused(cluster, {place.process for place in task.built()})
+
+    resumed = ended("train", "--resume", out, "--address", cluster.address)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert_unused(cluster, {place.process for place in task.built()})
+    assert_the_same_run(Run(out), undisturbed, died=0)
 
 
 def test_actors_that_lose_their_gpus_move_to_a_machine_with_others_and_no_gpu_is_given_out_twice(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RuntimeEnvSetupError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import esper_ray
@@ -192,18 +192,28 @@ def _require_importable(plugins: Sequence[str]) -> None:
 def on_every_machine(function: Callable[..., Any], *arguments: Any) -> None:
     """Calls a function once on every machine of the cluster, in a process of its own.
 
+    A machine that dies meanwhile, or whose death Ray had not noticed yet, is none of the cluster's any more.
+
     Raises:
         ConfigurationError: it raised on one of them; with its message.
     """
     task = ray.remote(num_cpus=0)(function)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    try:
-        ray.get([task.options(scheduling_strategy=place).remote(*arguments) for place in places])
-    except RayError as error:
-        cause = getattr(error, "cause", None)
-        reason = cause if isinstance(cause, EsperError) else " ".join(str(error).split())
-        raise ConfigurationError(f"inside the actors: {reason}") from error
+    places = {node: NodeAffinitySchedulingStrategy(node, soft=False) for node in _machines()}
+    calls = {node: task.options(scheduling_strategy=place).remote(*arguments) for node, place in places.items()}
+    for node, call in calls.items():
+        try:
+            ray.get(call)
+        except RayError as error:
+            if not isinstance(error, RayTaskError) and node not in _machines():
+                continue
+            cause = getattr(error, "cause", None)
+            reason = cause if isinstance(cause, EsperError) else " ".join(str(error).split())
+            raise ConfigurationError(f"inside the actors: {reason}") from error
+
+
+def _machines() -> set[str]:
+    """Ids of the nodes that Ray takes for alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 @contextmanager
