@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import torch
 
 from esper_ray import Session
 from esper_ray.errors import ConfigurationError, PlacementError
+from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
 from esper_ray.orchestration.learner.policy_network import read_policy
+from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of
+from esper_ray.orchestration.run.train import train
+from esper_ray.orchestration.tuning.trial import QuietObserver
 
 SMALL: dict[str, Any] = {
     **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},
@@ -98,6 +103,33 @@ def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_th
         for run in (whole, stopped)
     ]
     assert learners[0] == learners[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_an_interrupt_at_the_end_lets_it_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_summary = RunFolder.write_summary
+
+    def interrupted(self: RunFolder, summary: Mapping[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write_summary(self, summary)
+
+    def assert_whole(folder: Path) -> None:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["complete"] and not summary["interrupted"]
+        assert [checkpoint.name for checkpoint in checkpoints_of(folder)] == ["iteration_000001"]
+
+    monkeypatch.setattr(RunFolder, "write_summary", interrupted)
+    settings = {**SMALL, "iterations": 1, "runners": 1, "wait_only_episodes": 0}
+    with Session(num_cpus=1, folder=tmp_path) as session:
+        training = session.train(**settings)
+        with pytest.raises(KeyboardInterrupt):
+            training.run()
+        assert training.close().iterations == 1
+    assert_whole(training.folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(TrainConfig(**settings, out=tmp_path / "from the command line"), QuietObserver())
+    assert_whole(tmp_path / "from the command line")
 
 
 @pytest.mark.slow

@@ -247,7 +247,10 @@ class Training:
         return write_report(self.folder)
 
     def close(self) -> RunResult:
-        """Ends the actors, writes checkpoint and summary, and returns what the run came to. May be called again."""
+        """Ends the actors, writes checkpoint and summary, and returns what the run came to. May be called again.
+
+        An interrupt waits until they are written.
+        """
         if self._result is None:
             with held_interrupts():
                 self._run.result.interrupted = not self._run.is_over

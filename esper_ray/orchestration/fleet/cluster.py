@@ -211,9 +211,9 @@ def on_every_machine(function: Callable[..., Any], *arguments: Any) -> None:
             raise ConfigurationError(f"inside the actors: {reason}") from error
 
 
-def _machines() -> set[str]:
+def _machines() -> list[str]:
     """Ids of the nodes that Ray takes for alive."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

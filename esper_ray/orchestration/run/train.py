@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.fleet.interrupts import held_interrupts
 from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.loggers import logged, require_loggers
 from esper_ray.orchestration.run.plan import RunObserver, started_run
@@ -31,9 +32,10 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
         except KeyboardInterrupt:
             run.result.interrupted = True
         finally:
-            board.close()
-            run.result.interrupted |= not run.is_over
-            run.finish(time.monotonic() - started)
+            with held_interrupts():
+                board.close()
+                run.result.interrupted |= not run.is_over
+                run.finish(time.monotonic() - started)
     return run.result
 
 
