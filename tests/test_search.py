@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray import tune
 from ray.cluster_utils import Cluster
 from writers import cifar_batches, write_cifar_archive
 
@@ -22,6 +23,7 @@ from esper_ray.orchestration.fleet import placement
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement, place_trials
 from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
+from esper_ray.orchestration.tuning.searchers import BoundedPBT
 
 pytestmark = pytest.mark.slow
 
@@ -157,6 +159,45 @@ def test_pbt_learns_on_with_the_settings_that_it_changed(tmp_path: Path) -> None
         changed += first != pytest.approx(lr + 0.25 * (1e-4 - lr), rel=1e-3)
     assert changed == 1, "one of the two takes over from the other"
     assert [len(entry.trials) for entry in result.ranking] == [1, 1]
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_on_to_its_end(tmp_path: Path) -> None:
+    class Slow(tune.Trainable):
+        """The worse of two is at its second step at once, and writes for a second; the better one comes meanwhile."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            self._is_worse = config["seed"] == 0
+
+        def step(self) -> dict[str, Any]:
+            if not self._is_worse and self.iteration == 1:
+                time.sleep(2.0)
+            return {"score": self.config["value"], "done": self.iteration == 3}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            if self._is_worse and self.iteration == 2:
+                time.sleep(4.0)
+
+        def load_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing to take up."""
+
+    pbt = BoundedPBT(
+        bounds={"value": (0.0, 1.0)},
+        **{"time_attr": "training_iteration", "metric": "score", "mode": "max", "perturbation_interval": 2},
+        **{"hyperparam_mutations": {"value": [0.0, 1.0]}, "quantile_fraction": 0.5, "synch": True, "log_config": False},
+    )
+    with local_ray(num_cpus=2):
+        found = tune.Tuner(
+            Slow,
+            param_space={"seed": tune.grid_search([0, 1]), "value": tune.sample_from(lambda spec: spec.config.seed)},
+            tune_config=tune.TuneConfig(scheduler=pbt),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+                verbose=0,
+            ),
+        ).fit()
+    assert [trial.metrics["training_iteration"] for trial in found] == [4, 4]
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

@@ -103,7 +103,8 @@ class SeparateSeeds(FIFOScheduler):
 class BoundedPBT(PopulationBasedTraining):
     """Population-based training that stays in the space, and in which each trial keeps its own training seed.
 
-    Ray's multiplies by 0.8 or 1.2 whatever the range was, and takes over the other trial's seed as well.
+    Ray's multiplies by 0.8 or 1.2 whatever the range was, and takes over the other trial's seed as well. It also ends a
+    trial for good, an iteration later, that takes over while its own last checkpoint is still being written.
 
     Args:
         bounds: key → lowest and highest value.
@@ -117,6 +118,11 @@ class BoundedPBT(PopulationBasedTraining):
         config, operations = super()._get_new_config(trial, trial_to_clone)
         within = {key: min(max(config[key], low), high) for key, (low, high) in self._bounds.items()}
         return {**config, **within, SEED: trial.config[SEED]}, operations
+
+    def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+        # Else Ray Tune notes a STOP for when that checkpoint is there, and takes the next one for it.
+        trial.temporary_state.saving_to = None
+        super()._exploit(tune_controller, trial, trial_to_clone)
 
 
 def param_space(search: SearchFile) -> dict[str, Any]:

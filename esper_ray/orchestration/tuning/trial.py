@@ -10,11 +10,12 @@ from typing import Any
 
 from ray import tune
 
+from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.run.metrics import lookup
 from esper_ray.orchestration.run.plan import RunPlan, built_actors, require_playable
-from esper_ray.orchestration.run.run_folder import RunFolder, has_ended, read_metrics
+from esper_ray.orchestration.run.run_folder import RunFolder, has_ended, read_metrics, require_unlocked
 from esper_ray.orchestration.run.run_result import RunTally
 from esper_ray.orchestration.run.training_run import TrainingRun
 from esper_ray.orchestration.tuning.search_file import STOP_KEYS, SearchFile
@@ -25,6 +26,8 @@ from esper_ray.tasks import get_task_spec, with_tokenizer
 
 _STATE = "trial.json"
 _POLICY = "policy"
+_FORMER_ACTOR_MAY_TAKE = 60.0
+"""Seconds. Ray Tune may start a trial's next actor while the one before it is still ending."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,24 @@ class Trial(tune.Trainable):
         own = state.get("trial") == self._path.name
         described = {**plan.as_dict(), "setting": self._setting}
         kept = algorithm.iteration if checkpoint is not None else None
+        _await_unlocked(self._path)
         folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
         if checkpoint is not None:
             self._run.take_up(RunTally(**state["tally"]))
         self._run.play_wait_only()
         return self._run
+
+
+def _await_unlocked(folder: Path) -> None:
+    give_up = time.monotonic() + _FORMER_ACTOR_MAY_TAKE
+    while folder.is_dir() and time.monotonic() < give_up:
+        try:
+            require_unlocked(folder)
+        except RunFolderError:
+            time.sleep(0.1)
+        else:
+            return
 
 
 def trial_name(trial_id: str, seed: int) -> str:
