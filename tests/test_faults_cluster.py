@@ -64,13 +64,7 @@ class Watcher:
         self.after = dict(after or {})
 
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
-        """Takes note of who sits where."""
-        self._seats, self._board = run.preflight.seats, board
-
-    def is_playing(self, node: Any) -> bool:
-        """Whether an actor of a machine is in the middle of an episode."""
-        runners = {seat.runner for seat in self._seats if seat.node_id == node.node_id}
-        return any(host.runner in runners and 2 <= host.epoch <= 6 for host in self._board.read())
+        """The actors are up."""
 
     def on_scripted(self, policy: str, done: int, total: int) -> None:
         """No scripted policy plays here."""
@@ -138,15 +132,17 @@ def assert_the_same_run(run: Run, undisturbed: Run, died: int) -> None:
     assert run.episodes == undisturbed.episodes
 
 
-def dies_while_playing(cluster: Cluster, node: Any, iteration: int) -> Watcher:
-    """Has a machine die behind an iteration, when an actor of it is in the middle of an episode."""
+def dies_while_playing(cluster: Cluster, task: CloudsTask, node: Any, iteration: int) -> Watcher:
+    """Has a machine die behind an iteration, as soon as an actor of it has begun its next episode."""
 
-    def die() -> None:
-        wait_for(lambda: watcher.is_playing(node))
+    def begun() -> int:
+        return sum(place.node == node.node_id for place in task.built())
+
+    def die(before: int) -> None:
+        wait_for(lambda: begun() > before)
         cluster.remove_node(node, allow_graceful=False)
 
-    watcher = Watcher({iteration: lambda: threading.Thread(target=die).start()})
-    return watcher
+    return Watcher({iteration: lambda: threading.Thread(target=die, args=(begun(),)).start()})
 
 
 def test_when_a_machine_dies_and_another_comes_its_actors_move_there_and_the_run_is_the_same(
@@ -168,7 +164,7 @@ def test_when_a_machine_dies_and_another_comes_its_actors_move_there_and_the_run
         arrived.append(built)
 
     arrived: list[Callable[[], int]] = []
-    watcher = dies_while_playing(cluster, victim, iteration=1)
+    watcher = dies_while_playing(cluster, task, victim, iteration=1)
     watcher.after[2] = replace
     run = play(cluster, task, tmp_path / "run", watcher)
     assert_the_same_run(run, undisturbed, died=2)
@@ -180,7 +176,7 @@ def test_when_a_machine_dies_and_there_is_no_room_the_others_play_what_its_actor
 ) -> None:
     machines(num_cpus=3)
     victim = machines(num_cpus=1)
-    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, victim, iteration=1))
+    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, task, victim, iteration=1))
     assert_the_same_run(run, undisturbed, died=1)
 
 
@@ -197,7 +193,7 @@ def test_an_asynchronous_run_loses_a_machine_and_no_episode(
 ) -> None:
     machines(num_cpus=2)
     victim = machines(num_cpus=2)
-    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, victim, iteration=1), learner="appo")
+    run = play(cluster, task, tmp_path / "run", dies_while_playing(cluster, task, victim, iteration=1), learner="appo")
     assert_whole(run, died=2)
 
 
