@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-_SECONDS_OF_QUICK_SEARCH = 300
+_SECONDS_OF_QUICK_SEARCH = 600
+"""The page promises four minutes on two cores that have nothing else to do."""
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from ray.cluster_utils import Cluster
 from writers import cifar_batches, write_cifar_archive
 
 from esper_ray.cli.main import run
-from esper_ray.errors import PlacementError
+from esper_ray.errors import PlacementError, RunFolderError
+from esper_ray.file_locks import locked
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.fleet import placement
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement, place_trials
+from esper_ray.orchestration.run.run_folder import require_unlocked
 from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
 from esper_ray.orchestration.tuning.searchers import BoundedPBT
+from esper_ray.orchestration.tuning.trial import _await_unlocked
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +203,18 @@ def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_
             ),
         ).fit()
     assert [trial.metrics["training_iteration"] for trial in found] == [4, 4]
+
+
+def test_a_trial_s_next_actor_waits_until_the_one_before_has_let_go_of_its_folder(tmp_path: Path) -> None:
+    former = ExitStack()
+    former.enter_context(locked(tmp_path, blocking=False))
+    with pytest.raises(RunFolderError):
+        require_unlocked(tmp_path)
+    ending = threading.Timer(0.3, former.close)
+    ending.start()
+    _await_unlocked(tmp_path)
+    require_unlocked(tmp_path)
+    ending.join()
 
 
 @pytest.mark.usefixtures("nothing_left_behind")

@@ -144,6 +144,7 @@ class Trial(tune.Trainable):
 
 
 def _await_unlocked(folder: Path) -> None:
+    """Waits for a while for whoever writes there; after that `RunFolder` refuses."""
     give_up = time.monotonic() + _FORMER_ACTOR_MAY_TAKE
     while folder.is_dir() and time.monotonic() < give_up:
         try:
