@@ -168,32 +168,49 @@ def test_pbt_learns_on_with_the_settings_that_it_changed(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_on_to_its_end(tmp_path: Path) -> None:
-    class Slow(tune.Trainable):
-        """The worse of two is at its second step at once, and writes for a second; the better one comes meanwhile."""
+    saving, arrived = tmp_path / "saving", tmp_path / "arrived"
+
+    def wait_until_there(marker: Path) -> None:
+        give_up = time.monotonic() + 60
+        while not marker.exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
+
+    class Meeting(tune.Trainable):
+        """The worse of two is still writing its second checkpoint when the better one comes to its second step."""
 
         def setup(self, config: dict[str, Any]) -> None:
             self._is_worse = config["seed"] == 0
 
         def step(self) -> dict[str, Any]:
             if not self._is_worse and self.iteration == 1:
-                time.sleep(2.0)
+                wait_until_there(saving)
+                arrived.touch()
             return {"score": self.config["value"], "done": self.iteration == 3}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             if self._is_worse and self.iteration == 2:
-                time.sleep(4.0)
+                saving.touch()
+                wait_until_there(arrived)
+                time.sleep(3.0)
 
         def load_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing to take up."""
 
-    pbt = BoundedPBT(
+    was_saving = []
+
+    class Watched(BoundedPBT):
+        def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
+            was_saving.append(trial.is_saving)
+            super()._exploit(tune_controller, trial, trial_to_clone)
+
+    pbt = Watched(
         bounds={"value": (0.0, 1.0)},
         **{"time_attr": "training_iteration", "metric": "score", "mode": "max", "perturbation_interval": 2},
         **{"hyperparam_mutations": {"value": [0.0, 1.0]}, "quantile_fraction": 0.5, "synch": True, "log_config": False},
     )
     with local_ray(num_cpus=2):
         found = tune.Tuner(
-            Slow,
+            Meeting,
             param_space={"seed": tune.grid_search([0, 1]), "value": tune.sample_from(lambda spec: spec.config.seed)},
             tune_config=tune.TuneConfig(scheduler=pbt),
             run_config=tune.RunConfig(
@@ -202,6 +219,7 @@ def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_
                 verbose=0,
             ),
         ).fit()
+    assert was_saving == [True]
     assert [trial.metrics["training_iteration"] for trial in found] == [4, 4]
 
 
