@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
@@ -28,10 +28,10 @@ EPOCH_SECONDS = 0.02
 class UnequalEnv(ActorEnv):
     """An environment whose epochs take a fixed time, on the first runner four times as long."""
 
-    def step(self, action: Any) -> Any:
+    def step_steps(self, action: Any) -> Any:
         """Steps, then waits for the rest of the time."""
         started = time.perf_counter()
-        result = super().step(action)
+        result = yield from super().step_steps(action)
         seconds = EPOCH_SECONDS * (4 if self.ticket.runner == 1 else 1)
         time.sleep(max(0.0, seconds - (time.perf_counter() - started)))
         return result
@@ -41,7 +41,7 @@ def build(learner: Literal["ppo", "appo"]) -> EpisodeAlgorithm:
     """Builds two actors and a learner, and lets them warm up."""
     learning = Learning(PPOSettings(), iterations=100, episodes_per_iteration=EPISODES, seed=0, learner=learner)
     config = build_config(ActorSettings(TASK), learning, Placement(2, 1, 0.0))
-    algorithm = algorithm_class(learner)(config=config.environment(UnequalEnv))
+    algorithm = algorithm_class(learner)(config=config.environment(ActorEnvs.of(UnequalEnv)))
     algorithm.train()
     return algorithm
 

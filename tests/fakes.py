@@ -14,45 +14,45 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.env import single_agent_env_runner
-from ray.rllib.env.env_context import EnvContext
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
 from esper_ray.orchestration.fleet import env_runner
 from esper_ray.orchestration.fleet.env_runner import ActorEnv, EpisodeRunner
 from esper_ray.orchestration.fleet.tickets import Ticket, held_out_seeds
+from esper_ray.training import Steps
 
 
 class SlowEnv(ActorEnv):
     """An environment whose first actor is far slower than the others."""
 
-    def reset(self, **kwargs: Any) -> Any:
+    def reset_steps(self, **kwargs: Any) -> Any:
         if self._reporter.runner == 1:
             time.sleep(1.5)
-        return super().reset(**kwargs)
+        return (yield from super().reset_steps(**kwargs))
 
 
 class FailingEnv(ActorEnv):
     """An environment that raises in the middle of an episode."""
 
-    def step(self, action: Any) -> Any:
+    def step_steps(self, action: Any) -> Any:
         if self.run.epoch == 5:
             raise ValueError("the disk is on fire")
-        return super().step(action)
+        return (yield from super().step_steps(action))
 
 
 class DyingEnv(ActorEnv):
     """An environment whose second actor dies once in the middle of an episode, as by kill -9."""
 
-    def __init__(self, context: EnvContext) -> None:
+    def __init__(self, context: dict[str, Any]) -> None:
         super().__init__(context)
         self._marker = Path(context["marker"])
 
-    def step(self, action: Any) -> Any:
+    def step_steps(self, action: Any) -> Any:
         if self._reporter.runner == 2 and self.run.epoch == 5 and not self._marker.exists():
             self._marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().step(action)
+        return (yield from super().step_steps(action))
 
 
 class TracedEnv(ActorEnv):
@@ -62,13 +62,13 @@ class TracedEnv(ActorEnv):
     machine to die, or "raises"; `how` says which.
     """
 
-    def __init__(self, context: EnvContext) -> None:
+    def __init__(self, context: dict[str, Any]) -> None:
         super().__init__(context)
         self._trace = Path(context["trace"])
         self._marker = Path(context["marker"])
         self._lost_at, self._how = context.get("lost_at"), context.get("how", "dies")
 
-    def _advance(self, action: int) -> float:
+    def _advance(self, action: int) -> Any:
         ticket, epoch = self.ticket, self.run.epoch + 1
         if (ticket.runner, ticket.number, epoch) == (1, 0, self._lost_at) and not self._marker.exists():
             self._marker.write_text(ray.get_runtime_context().get_node_id())
@@ -82,7 +82,7 @@ class TracedEnv(ActorEnv):
             file.write(
                 json.dumps([self._reporter.runner, ticket.runner, ticket.number, epoch, *map(str, place)]) + "\n"
             )
-        return super()._advance(action)
+        return (yield from super()._advance(action))
 
 
 class CPURunner(EpisodeRunner):
@@ -107,21 +107,23 @@ def on_the_cpu() -> Iterator[None]:
 class HeldOutEnv(ActorEnv):
     """An environment that plays the held-out hosts one after the other, whoever runs it."""
 
-    def reset(self, **kwargs: Any) -> Any:
+    def reset_steps(self, **kwargs: Any) -> Any:
         self._played = getattr(self, "_played", -1) + 1
         seed = held_out_seeds(self._played + 1)[-1]
         self.ticket = Ticket(1, self._played, seed, seed)
-        return super().reset(**kwargs)
+        return (yield from super().reset_steps(**kwargs))
 
 
 class FakeHostRun(HostRun):
     """A host whose epoch is a pause of ten milliseconds; slot, stages and mask are real."""
 
-    def _train(self) -> tuple[float, float, None]:
+    def _train(self) -> Steps[tuple[float, float, None]]:
         time.sleep(0.01)
+        yield from ()
         return 1.0, 50.0, None
 
-    def _validate(self, train_loss: float, train_accuracy: float) -> EpochOutcome:
+    def _validate(self, train_loss: float, train_accuracy: float) -> Steps[EpochOutcome]:
+        yield from ()
         accuracy = 50.0 + self.episode_seed % 7 + self.epoch
         contribution = 1.0 if self.model.seed_slot.alpha > 0 else None
         return EpochOutcome(train_loss, train_accuracy, 1.0, accuracy, 1.0, accuracy, contribution)
@@ -143,11 +145,11 @@ class MisbehavingEnv(FakeHostEnv):
             stopped); "marker", a file that is made first, with the process id in it.
     """
 
-    def __init__(self, context: EnvContext) -> None:
+    def __init__(self, context: dict[str, Any]) -> None:
         super().__init__(context)
         self._misdeed, self._marker = context["misdeed"], Path(context["marker"])
 
-    def step(self, action: Any) -> Any:
+    def step_steps(self, action: Any) -> Any:
         if self._reporter.runner == 2 and self.run.epoch == 5 and not self._marker.exists():
             self._marker.write_text(str(os.getpid()))
             if self._misdeed == "raise":
@@ -157,4 +159,4 @@ class MisbehavingEnv(FakeHostEnv):
             held = []
             while self._misdeed == "allocate":
                 held.append(np.ones(2**26))
-        return super().step(action)
+        return (yield from super().step_steps(action))

@@ -7,7 +7,7 @@ import ray
 from conftest import make_fast_task
 
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings
+from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
@@ -29,7 +29,7 @@ def build(
     settings = PPOSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
     learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
     config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0))
-    config.environment(env, env_config={**config.env_config, **more_env_config})
+    config.environment(ActorEnvs.of(env), env_config={**config.env_config, **more_env_config})
     config.env_runners(sample_timeout_s=sample_timeout_s)
     return algorithm_class(learner)(config=config)
 

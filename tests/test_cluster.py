@@ -170,7 +170,7 @@ def test_a_plan_says_what_each_machine_gives_even_if_all_have_one_name(
 
 def test_a_plan_says_how_much_of_which_gpu_each_machine_gives() -> None:
     places = [("north", "a" * 56, "cuda:0"), ("north", "a" * 56, "cuda:1"), ("south", "b" * 56, "cuda:0")]
-    seats = [Seat(i, *place, 0.1, 1_000_000) for i, place in enumerate([places[0], *places, places[2]], start=1)]
+    seats = [Seat(i, *place, 1, 0.1, 1_000_000) for i, place in enumerate([places[0], *places, places[2]], start=1)]
     plan = RunPlan(
         TrainConfig(),
         make_fast_task(),

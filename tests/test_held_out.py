@@ -17,7 +17,7 @@ from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
@@ -99,7 +99,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     actor = ActorSettings(read_facts(trained).task_spec())
     learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=4, seed=0)
     config = build_config(actor, learning, Placement(1, 1, 0.0))
-    config.environment(HeldOutEnv)
+    config.environment(ActorEnvs.of(HeldOutEnv))
     config.evaluation(
         evaluation_interval=1,
         evaluation_num_env_runners=0,

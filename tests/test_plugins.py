@@ -213,7 +213,7 @@ def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
     """Node, file of the plugin and actions, as an actor has them."""
     import inspect
 
-    host = type(runner._host_env()._run.model.host)  # type: ignore[union-attr]
+    host = type(runner._hosts()[0]._run.model.host)  # type: ignore[union-attr]
     return ray.get_runtime_context().get_node_id(), inspect.getfile(host), runner.action_names()
 
 

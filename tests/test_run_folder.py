@@ -30,7 +30,7 @@ class Board:
     """What the displays read."""
 
     def read(self) -> list[HostProgress]:
-        return [HostProgress(1, 7, 25, "BLENDING", 61.25, "WAIT", 3)]
+        return [HostProgress(1, 0, 7, 25, "BLENDING", 61.25, "WAIT", 3)]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    seats = tuple(Seat(runner, "here", "node", "cpu", epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
+    seats = tuple(Seat(runner, "here", "node", "cpu", hosts=1, epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
     preflight = Preflight(seats, ENV.task.max_epochs, timeout_seconds=60.0)
     return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), preflight, 32, NAMES, tmp_path / "run")
 

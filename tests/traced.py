@@ -8,7 +8,7 @@ from fakes import CPURunner, TracedEnv
 from learners import TASK
 
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.fleet.env_runner import ActorSettings
+from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
@@ -52,7 +52,7 @@ class Trace:
         learning = Learning(PPOSettings(minibatch_size=32, update_epochs=2), 8, episodes, seed, policy=policy)
         config = build_config(ActorSettings(TASK, host_checkpoints=kept), learning, placement)
         traced = {"trace": str(self._file), "marker": str(self.marker), **env_config}
-        config.environment(TracedEnv, env_config={**config.env_config, **traced})
+        config.environment(ActorEnvs.of(TracedEnv), env_config={**config.env_config, **traced})
         config.env_runners(env_runner_cls=CPURunner)
         return EpisodePPO(config=config)
 

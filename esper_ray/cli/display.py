@@ -128,10 +128,14 @@ class LiveDisplay:
         return Group(Text(plan_line(self._plan)), self._host_table(self._board.read()), self._learner_table())
 
     def _host_table(self, hosts: list[HostProgress]) -> Table:
-        table = Table("runner", "epoch", "stage", "val accuracy", "last decision", "episodes", title="hosts")
+        several = any(host.host for host in hosts)
+        table = Table(
+            "runner", *["host"] * several, "epoch", "stage", "val accuracy", "last decision", "episodes", title="hosts"
+        )
         for host in hosts:
             table.add_row(
                 str(host.runner),
+                *[str(host.host + 1)] * several,
                 f"{host.epoch}/{host.max_epochs}",
                 host.stage,
                 f"{host.val_accuracy:.1f} %",
@@ -171,10 +175,11 @@ class LiveDisplay:
 def plan_line(run: RunPlan) -> str:
     """Returns one line that says what runs."""
     what = f"{run.iterations} iterations of " if run.iterations else f"{run.config.command}, "
+    each = f" of {run.placement.hosts_per_runner} hosts" if run.placement.hosts_per_runner > 1 else ""
     seed = f"seed {run.config.seed}, " if isinstance(run.config, TrainConfig | HeuristicConfig) else ""
     return (
         f"{run.task.name}: {what}{run.episodes} episodes of {run.task.max_epochs} epochs, "
-        f"{run.placement.runners} runners on {run.placement.device_kind}, {seed}writing to {run.out}"
+        f"{run.placement.runners} runners{each} on {run.placement.device_kind}, {seed}writing to {run.out}"
     )
 
 

@@ -49,6 +49,11 @@ class BatchLoader(ABC):
         """Number of samples in an epoch."""
         return self._samples
 
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input of one sample."""
+
     def start_epoch(self, order_seed: int) -> None:
         """Sets the seed of everything that is random in the next epoch: order, augmentation, places in a text."""
         self._order_seed = order_seed
@@ -107,6 +112,11 @@ class SampleLoader(BatchLoader):
         self._shuffle = shuffle
         self._augmentation = augmentation
         self._rows: Tensor | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input of one sample, (channels, …)."""
+        return tuple(self._inputs.shape[1:])
 
     def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of some samples, of which some have a wrong label."""
@@ -181,6 +191,11 @@ class TokenLoader(BatchLoader):
         self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
         self._shuffle = shuffle
         self._limit = limit
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the input of one sample, (tokens,)."""
+        return (self._length,)
 
     def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of one stretch of the text."""

@@ -31,9 +31,10 @@ from esper_ray.tasks import (
     prepare_data,
     with_tokenizer,
 )
-from esper_ray.training import evaluate
+from esper_ray.training import Steps, alone, evaluate
 
 Observation = dict[str, NDArray[Any]]
+StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _TIMED_HOSTS = 8
 _STATE = ("_epochs", "_forced_beginning", "_taken_over", "_twin_epochs", "_carried")
 """What changes in the course of an episode, besides the host run."""
@@ -119,6 +120,12 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             seed: the episode seed, 0 to 2**63 − 1; unset: drawn from the environment's own generator.
             options: {"grown": blueprint id} starts with that seed as a part of the host from the first epoch on.
         """
+        return alone(self.reset_steps(seed=seed, options=options))
+
+    def reset_steps(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> Steps[tuple[Observation, dict[str, Any]]]:
+        """As `reset`, leaving the work to whoever takes the steps."""
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**63)) if seed is None else seed
         self._started = time.perf_counter()
@@ -139,7 +146,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         self._forced_beginning = 0
         self._carried = 0.0
         while self.skip_forced_waits and not self._run.has_choice and self._run.epoch < self.task.max_epochs - 1:
-            self._carried += self._advance(ActionTable.WAIT)
+            self._carried += yield from self._advance(ActionTable.WAIT)
         return self._observe(), {"episode_seed": episode_seed}
 
     @property
@@ -152,17 +159,10 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         """Where the host lives."""
         return self._device
 
-    def time_epoch(self) -> float:
-        """Returns the wall time, seconds, of a host epoch without a seed; where hosts differ, of a large one.
-
-        The episode in progress does not notice.
-        """
+    def timed_run(self) -> HostRun:
+        """Returns a run by which an epoch can be timed; where hosts differ, of a large one."""
         seeds = range(_TIMED_HOSTS if self.task.variety.enabled else 1)
-        run = max((self._new_run(seed) for seed in seeds), key=lambda run: run.host_parameters)
-        for _ in range(min(2, self.task.max_epochs)):  # the first one also warms up
-            started = time.perf_counter()
-            run.train_epoch()
-        return time.perf_counter() - started
+        return max((self._new_run(seed) for seed in seeds), key=lambda run: run.host_parameters)
 
     def _new_run(self, episode_seed: int, beginning: Beginning | None = None) -> HostRun:
         task = draw_host(self.task, episode_seed)
@@ -181,17 +181,21 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run = self._new_run(episode_seed, beginning)
         return tuple(run.train_epoch().outcome.val_accuracy for _ in range(self.task.max_epochs))
 
-    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> StepResult:
         """Lets the decision take effect, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
 
         Raises:
             IllegalActionError: the mask forbids the action.
         """
+        return alone(self.step_steps(action))
+
+    def step_steps(self, action: np.int64 | int) -> Steps[StepResult]:
+        """As `step`, leaving the work to whoever takes the steps."""
         run = self.run
-        reward = self._advance(int(action)) + self._carried
+        reward = (yield from self._advance(int(action))) + self._carried
         self._carried = 0.0
         while self.skip_forced_waits and not run.is_over and not run.has_choice:
-            reward += self._advance(ActionTable.WAIT)
+            reward += yield from self._advance(ActionTable.WAIT)
         info: dict[str, Any] = {
             "epoch": run.epoch,
             "stage": run.model.seed_slot.stage.name,
@@ -201,7 +205,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             info["episode"] = self._episode_record()
         return self._observe(), reward, run.is_over and not self._truncate, run.is_over and self._truncate, info
 
-    def _advance(self, action: int) -> float:
+    def _advance(self, action: int) -> Steps[float]:
         """Lets a decision take effect, trains one epoch, writes it down and returns what it adds to a step's reward."""
         run, discounted_epochs = self.run, self.run.epoch if self.skip_forced_waits else 0
         if self._forced_beginning == run.epoch and not run.has_choice:
@@ -209,7 +213,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         before = run.moment(self._twin_accuracy())
         run.decide(action)
         stage = run.model.seed_slot.stage.name
-        report = run.train_epoch()
+        report = yield from run.epoch_steps()
         components = reward_components(self._reward_input(before, action, report), self.task.reward)
         reward = sum(components.values())
         self._epochs.append(self._epoch_record(action, stage, report, reward, components))

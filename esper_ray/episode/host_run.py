@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from esper_ray.episode.actions import ActionMask, ActionTable, Decision
 from esper_ray.episode.governor import Failure, Governor
@@ -19,12 +18,14 @@ from esper_ray.models import list_blueprints
 from esper_ray.seeding import Stream, derive_seed, seeded
 from esper_ray.tasks import TaskData, TaskSpec, create_model
 from esper_ray.training import (
+    EvaluationWork,
     GradientStats,
-    _train_one_epoch,
+    Steps,
+    TrainingWork,
     adopt_seed,
+    alone,
     build_optimizer,
     decay_factor,
-    evaluate,
     scale_learning_rates,
 )
 
@@ -86,7 +87,7 @@ class HostRun:
         self.task = task
         self.episode_seed = episode_seed
         self._data = data
-        self._device = device
+        self._device = torch.device(device)
         self._beginning = beginning
         with seeded(derive_seed(episode_seed, Stream.HOST), device):
             self.model = create_model(task, device)
@@ -98,7 +99,7 @@ class HostRun:
         self.epoch = 0
         self.outcome: EpochOutcome | None = None
         self._gradients: GradientStats | None = None
-        self._criterion = nn.CrossEntropyLoss()
+        self._structure = task.host.model_dump_json(), task.input_shape, task.classes
         self._host_optimizer = build_optimizer(self.model.get_host_parameters(), task.host_optimizer)
         self._seed_optimizer: torch.optim.Optimizer | None = None
         self._tracker = SignalTracker(task.uniform_loss, task.decisions)
@@ -253,6 +254,10 @@ class HostRun:
 
     def train_epoch(self) -> EpochReport:
         """Trains one epoch and makes the slot's mechanical progress."""
+        return alone(self.epoch_steps())
+
+    def epoch_steps(self) -> Steps[EpochReport]:
+        """As `train_epoch`, leaving the work to whoever takes the steps."""
         assert not self.is_over, "the epoch budget is spent"
         if self._beginning is not None and self.is_in_beginning:
             return self._take_over_epoch(self._beginning)
@@ -260,15 +265,15 @@ class HostRun:
         self._enter_epoch()
         slot = self.model.seed_slot
         alpha = slot.alpha
-        train_loss, train_accuracy, gradients = self._train()
-        outcome = self._validate(train_loss, train_accuracy)
+        train_loss, train_accuracy, gradients = yield from self._train()
+        outcome = yield from self._validate(train_loss, train_accuracy)
         failure = self._governor.judge(outcome.train_loss, outcome.val_loss)
         if failure is not None:
             self._governor.roll_back(self.model, self._host_optimizer)
             self._seed_optimizer = None
             gradients = None
             last_train = self.outcome.train_loss if self.outcome else self.task.uniform_loss
-            outcome = self._validate(last_train, self.outcome.train_accuracy if self.outcome else 0.0)
+            outcome = yield from self._validate(last_train, self.outcome.train_accuracy if self.outcome else 0.0)
             self._governor.take_up_restored(outcome.val_loss)
         self._measure_seed(outcome, gradients)
         slot.step_epoch()
@@ -333,44 +338,40 @@ class HostRun:
         factor = decay_factor(self.epoch, self.task.max_epochs, self.task.lr_decay_epochs)
         scale_learning_rates(self._host_optimizer, factor)
 
-    def _train(self) -> tuple[float, float, GradientStats | None]:
-        """Returns training loss (nats), training accuracy (percent) and gradient statistics."""
-        loader = self._data.train
-        loader.start_epoch(derive_seed(self.episode_seed, Stream.SHUFFLE, self.epoch))
-        with seeded(derive_seed(self.episode_seed, Stream.EPOCH, self.epoch), self._device):
-            running_loss, correct, total, gradients = _train_one_epoch(
-                model=self.model,
-                trainloader=loader,
-                criterion=self._criterion,
-                host_optimizer=self._host_optimizer,
-                seed_optimizer=self._seed_optimizer,
-                device=self._device,
-                task_type=self.task.task_type,
-                collect_gradients=self.model.has_active_seed,
-            )
-        return running_loss / len(loader), 100.0 * correct / total, gradients
+    def _train(self) -> Steps[tuple[float, float, GradientStats | None]]:
+        """Trains; returns mean loss, accuracy (percent) and gradient statistics."""
+        work = TrainingWork(
+            structure=self._structure,
+            model=self.model,
+            loader=self._data.train,
+            order_seed=derive_seed(self.episode_seed, Stream.SHUFFLE, self.epoch),
+            generator_seed=derive_seed(self.episode_seed, Stream.EPOCH, self.epoch),
+            host_optimizer=self._host_optimizer,
+            seed_optimizer=self._seed_optimizer,
+            device=self._device,
+            task_type=self.task.task_type,
+        )
+        running_loss, correct, total, gradients = yield work
+        return running_loss / len(work.loader), 100.0 * correct / total, gradients
 
-    def _validate(self, train_loss: float, train_accuracy: float) -> EpochOutcome:
+    def _validate(self, train_loss: float, train_accuracy: float) -> Steps[EpochOutcome]:
         """Measures the host with its seed and without it in one pass; in TRAINING, the seed at the probe's alpha."""
         slot = self.model.seed_slot
-        loader, criterion, task_type = self._data.validation, self._criterion, self.task.task_type
-        if slot.stage == SeedStage.TRAINING:
-            with slot.force_alpha(_PROBE_ALPHA):
-                probe = evaluate(self.model, loader, criterion, self._device, task_type)
-            loss, accuracy = probe.loss_without_seed, probe.accuracy_without_seed
-            change = probe.loss - probe.loss_without_seed
-            return EpochOutcome(train_loss, train_accuracy, loss, accuracy, loss, accuracy, probe_loss_change=change)
-        found = evaluate(self.model, loader, criterion, self._device, task_type)
-        contribution = found.accuracy - found.accuracy_without_seed if slot.alpha > 0 else None
-        return EpochOutcome(
-            train_loss,
-            train_accuracy,
-            found.loss,
-            found.accuracy,
-            found.loss_without_seed,
-            found.accuracy_without_seed,
-            contribution,
+        probes = slot.stage == SeedStage.TRAINING
+        found = yield EvaluationWork(
+            structure=self._structure,
+            model=self.model,
+            loader=self._data.validation,
+            device=self._device,
+            task_type=self.task.task_type,
+            forced_alpha=_PROBE_ALPHA if probes else None,
         )
+        without = found.loss_without_seed, found.accuracy_without_seed
+        if probes:
+            change = found.loss - found.loss_without_seed
+            return EpochOutcome(train_loss, train_accuracy, *without, *without, probe_loss_change=change)
+        contribution = found.accuracy - found.accuracy_without_seed if slot.alpha > 0 else None
+        return EpochOutcome(train_loss, train_accuracy, found.loss, found.accuracy, *without, contribution)
 
     def _measure_seed(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:
         state = self.model.seed_state

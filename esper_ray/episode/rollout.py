@@ -1,13 +1,16 @@
 """Playing one whole episode with any policy, through the same loop that the actors run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
+from esper_ray.episode.actions import ActionTable
 from esper_ray.episode.env import MorphogenesisEnv, Observation
+from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.record import EpisodeRecord
 from esper_ray.tasks import TaskSpec, get_task_spec
 
@@ -78,3 +81,32 @@ def play_episode(
         if terminated or truncated:
             record: EpisodeRecord = info["episode"]
             return record
+
+
+def play_episodes(
+    envs: LockstepEnvs, agents: Sequence[Policy], seeds: Sequence[int]
+) -> list[EpisodeRecord | Exception]:
+    """Plays an episode in each of the first environments at the same time, each with an agent of its own.
+
+    Args:
+        seeds: of the episodes, and of what the agents draw.
+
+    Returns:
+        the record of each, or what it raised.
+    """
+    for agent, seed in zip(agents, seeds, strict=True):
+        agent.start_episode(seed)
+    envs.playing = len(agents)
+    observations, _ = envs.reset(seed=[*seeds, *[None] * (envs.num_envs - len(seeds))])
+    results: list[EpisodeRecord | Exception | None] = [None] * len(agents)
+    while None in results:
+        actions = np.full(envs.num_envs, ActionTable.WAIT)
+        for place, agent in enumerate(agents):
+            if results[place] is None:
+                actions[place] = agent.act({name: rows[place] for name, rows in observations.items()})
+        observations, _, _, _, infos = envs.step(actions)
+        for place in range(len(agents)):
+            for key in ("episode", "failure"):
+                if infos.get(f"_{key}", results)[place]:
+                    results[place] = infos[key][place]
+    return [result for result in results if result is not None]

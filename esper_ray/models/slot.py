@@ -85,6 +85,11 @@ class SeedSlot(nn.Module):
         return self.state.alpha if self._forced_alpha is None else self._forced_alpha
 
     @property
+    def is_incubating(self) -> bool:
+        """Whether the seed learns on the host's gradient without a part in the output."""
+        return self.seed is not None and self.stage in _INCUBATING and self._forced_alpha is None
+
+    @property
     def memory_format(self) -> torch.memory_format:
         """Layout of the weights and features of images."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
@@ -130,6 +135,10 @@ class SeedSlot(nn.Module):
             entering.register_hook(lambda gradient: self._isolation_probe.update(entering=gradient))
             leaving.register_hook(lambda gradient: self._isolation_probe.update(leaving=gradient))
         return leaving
+
+    def take_probe(self, gradients: dict[str, Tensor]) -> None:
+        """Takes up the gradients that `isolation_violated` compares, of a pass in which this slot was a part."""
+        self._isolation_probe.update(gradients)
 
     def isolation_violated(self) -> bool:
         """Returns whether, in the last backward pass of incubation, the seed changed the host's gradient.

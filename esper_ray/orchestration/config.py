@@ -100,8 +100,11 @@ class RunChoice(TaskChoice):
     """Where a run plays its episodes, and where it writes."""
 
     runners: int | None = Field(None, ge=0)
-    """Actors, one host each. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played
-    in this process, as one actor would."""
+    """Actors. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played in this
+    process, as one actor would."""
+    hosts_per_runner: int = Field(1, ge=1)
+    """Hosts that each actor trains at the same time, as one network where their structure agrees: far faster where
+    hosts are small. Their numbers then agree with those of hosts trained one by one within float rounding only."""
     seed: int = Field(0, ge=0)
     """Base seed; the run follows from it, the configuration and the number of actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -207,6 +210,7 @@ class _HeldOutRun(BaseModel):
     """Held-out host seeds: always the same ones, and none that training used."""
     runners: int | None = Field(None, ge=1)
     """Actors, one host each. Unset: one per CPU, at most one per episode."""
+    hosts_per_runner: ClassVar[int] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
     data_dir: Path | None = None

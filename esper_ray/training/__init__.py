@@ -10,13 +10,18 @@ from esper_ray.training.optimizers import (
     decay_factor,
     scale_learning_rates,
 )
+from esper_ray.training.work import EvaluationWork, Steps, TrainingWork, alone
 
 __all__ = [
     "Evaluation",
+    "EvaluationWork",
     "GradientStats",
     "OptimizerSettings",
+    "Steps",
+    "TrainingWork",
     "_train_one_epoch",
     "adopt_seed",
+    "alone",
     "build_optimizer",
     "collect_seed_gradients",
     "decay_factor",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.training.gradients import GradientStats, collect_seed_gradients
+from esper_ray.training.gradients import GradientStats, collect_seed_gradients, with_host
 
 Batch = tuple[Tensor, Tensor]
 TASK_TYPES = ("classification", "lm")
@@ -94,11 +94,8 @@ def _loss_and_correct(
 
 
 def _gradient_stats(model: nn.Module) -> GradientStats:
-    stats = collect_seed_gradients(model.get_seed_parameters())  # type: ignore[operator]
-    host = collect_seed_gradients(model.get_host_parameters())  # type: ignore[operator]
-    stats["host_gradient_norm"] = host["gradient_norm"]
-    stats["seed_gradient_ratio"] = stats["gradient_rms"] / host["gradient_rms"] if host["gradient_rms"] else 0.0
-    return stats
+    seed = collect_seed_gradients(model.get_seed_parameters())  # type: ignore[operator]
+    return with_host(seed, collect_seed_gradients(model.get_host_parameters()))  # type: ignore[operator]
 
 
 def _mark_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

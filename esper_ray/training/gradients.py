@@ -1,7 +1,7 @@
 """What a seed's gradients look like after a backward pass."""
 
-from collections.abc import Iterable
-from math import sqrt
+from collections.abc import Iterable, Sequence
+from math import hypot, isfinite, sqrt
 
 import torch
 from torch import nn
@@ -25,6 +25,13 @@ def collect_seed_gradients(parameters: Iterable[nn.Parameter]) -> GradientStats:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
+        return summarise_norms([], 0)
+    return summarise_norms(torch.stack(torch._foreach_norm(gradients)).tolist(), sum(g.numel() for g in gradients))
+
+
+def summarise_norms(norms: Sequence[float], elements: int) -> GradientStats:
+    """Returns what `collect_seed_gradients` does for gradients of these L2 norms, `elements` numbers in all."""
+    if not norms:
         return {
             "gradient_norm": 0.0,
             "gradient_health": 1.0,
@@ -32,17 +39,20 @@ def collect_seed_gradients(parameters: Iterable[nn.Parameter]) -> GradientStats:
             "has_exploding": False,
             "gradient_rms": 0.0,
         }
-    norms = torch.stack(torch._foreach_norm(gradients))
-    exploding = (norms > _EXPLODING_NORM) | ~norms.isfinite()
-    vanishing = norms < _VANISHING_NORM
-    summary = torch.stack([norms.norm(), vanishing.sum().to(norms.dtype), exploding.sum().to(norms.dtype)])
-    total, vanishing_count, exploding_count = summary.tolist()
-    count = len(gradients)
-    health = 1.0 - (_VANISHING_WEIGHT * vanishing_count + _EXPLODING_WEIGHT * exploding_count) / count
+    count, total = len(norms), hypot(*norms)
+    vanishing = sum(norm < _VANISHING_NORM for norm in norms)
+    exploding = sum(norm > _EXPLODING_NORM or not isfinite(norm) for norm in norms)
+    health = 1.0 - (_VANISHING_WEIGHT * vanishing + _EXPLODING_WEIGHT * exploding) / count
     return {
         "gradient_norm": total / count,
         "gradient_health": min(1.0, max(0.0, health)),
-        "has_vanishing": vanishing_count > 0,
-        "has_exploding": exploding_count > 0,
-        "gradient_rms": total / sqrt(sum(g.numel() for g in gradients)),
+        "has_vanishing": vanishing > 0,
+        "has_exploding": exploding > 0,
+        "gradient_rms": total / sqrt(elements),
     }
+
+
+def with_host(seed: GradientStats, host: GradientStats) -> GradientStats:
+    """Returns a seed's statistics with `host_gradient_norm` and `seed_gradient_ratio`, see `_train_one_epoch`."""
+    ratio = seed["gradient_rms"] / host["gradient_rms"] if host["gradient_rms"] else 0.0
+    return {**seed, "host_gradient_norm": host["gradient_norm"], "seed_gradient_ratio": ratio}

@@ -4,7 +4,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -27,14 +27,14 @@ _SECONDS_BETWEEN_PROBES = 0.5
 CAUSES = ("died", "raised", "hung")
 """Why an actor can be lost: its process or machine died, its episode raised, or it took too long."""
 
-Start = Callable[[ActorHandle, Ticket], ray.ObjectRef]
+Start = Callable[[ActorHandle, Sequence[Ticket]], ray.ObjectRef]
 
 
 class TicketQueue(ABC):
     """Tickets of one kind, and what came of them.
 
     Attributes:
-        start: has an actor play a ticket.
+        start: has an actor play tickets at the same time.
         finished: episodes that are over and have not been taken yet.
     """
 
@@ -89,19 +89,19 @@ class SeriesTickets(TicketQueue):
         self._ticket = ticket
         self.consumed = (0,) * runners
         self._next = [0] * runners
-        self._again: dict[int, Ticket] = {}
+        self._again: dict[int, deque[Ticket]] = {}
 
     def take(self, runner: int, away: Iterable[int]) -> Ticket | None:
         """Returns the ticket that the actor was lost over, or its next one."""
-        if (again := self._again.pop(runner, None)) is not None:
-            return again
+        if again := self._again.get(runner):
+            return again.popleft()
         number = self._next[runner - 1]
         self._next[runner - 1] += 1
         return self._ticket(runner, number)
 
     def put_back(self, ticket: Ticket) -> None:
         """Takes back a ticket; its actor plays it again."""
-        self._again[ticket.runner] = ticket
+        self._again.setdefault(ticket.runner, deque()).appendleft(ticket)
 
     def count(self, episodes: Iterable[PlayedEpisode]) -> None:
         """Counts episodes as learned from."""
@@ -116,9 +116,9 @@ class SeriesTickets(TicketQueue):
 
 @dataclass(frozen=True)
 class _Play:
-    """A ticket that an actor plays."""
+    """Tickets that an actor plays at the same time."""
 
-    ticket: Ticket
+    tickets: tuple[Ticket, ...]
     runner: int
     queue: TicketQueue
     deadline: float
@@ -154,13 +154,15 @@ class Dispatcher:
 
     Args:
         actors: the actors by runner index, from 1.
+        hosts_per_runner: episodes that an actor plays at the same time, at most.
         timeout_s: see above.
     """
 
-    def __init__(self, actors: Mapping[int, ActorHandle], timeout_s: float = inf) -> None:
+    def __init__(self, actors: Mapping[int, ActorHandle], hosts_per_runner: int = 1, timeout_s: float = inf) -> None:
         self.losses: Counter[str] = Counter()
         self.timeout_s = timeout_s
         self._actors = dict(actors)
+        self._hosts_per_runner = hosts_per_runner
         self._playing: dict[ray.ObjectRef, _Play] = {}
         self._away: dict[int, _Absence] = {}
         self._abandoned: dict[int, ray.ObjectRef] = {}
@@ -191,10 +193,21 @@ class Dispatcher:
         for runner, actor in self._actors.items():
             if runner in busy or runner in self._away:
                 continue
-            ticket = queue.take(runner, self._away)
-            if ticket is not None:
+            if tickets := self._take(queue, runner):
                 deadline = time.monotonic() + self.timeout_s * (1 + self._is_behind(runner))
-                self._playing[queue.start(actor, ticket)] = _Play(ticket, runner, queue, deadline)
+                self._playing[queue.start(actor, tickets)] = _Play(tickets, runner, queue, deadline)
+
+    def _take(self, queue: TicketQueue, runner: int) -> tuple[Ticket, ...]:
+        """Returns what an idle actor plays next. What an actor was lost over is played by itself."""
+        taken: list[Ticket] = []
+        while len(taken) < self._hosts_per_runner and (ticket := queue.take(runner, self._away)) is not None:
+            if taken and self._losses_of[ticket]:
+                queue.put_back(ticket)
+                break
+            taken.append(ticket)
+            if self._losses_of[ticket]:
+                break
+        return tuple(taken)
 
     def _is_behind(self, runner: int) -> bool:
         """Whether an actor is still at an episode that was abandoned."""
@@ -236,42 +249,49 @@ class Dispatcher:
                 if ray.wait([reference], timeout=0)[0]:  # over in time: nobody has looked for as long
                     self._end(play, reference)
                 else:
-                    self._lose(play, "hung", f"it took longer than {self.timeout_s:.0f} s")
+                    self._lose(play, play.tickets, "hung", f"it took longer than {self.timeout_s:.0f} s")
 
     def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
         try:
-            episode: PlayedEpisode = ray.get(reference)
+            episodes: list[PlayedEpisode] = ray.get(reference)
         except RayError as error:
-            self._lose(play, "died", f"{type(error).__name__}: {error}")
+            self._lose(play, play.tickets, "died", f"{type(error).__name__}: {error}")
             return
-        if episode.failure is not None:
-            self._lose(play, "raised", episode.failure, episode.process)
-            return
-        del self._losses_of[play.ticket]
-        play.queue.finished.append(episode)
+        failed = [episode for episode in episodes if episode.failure is not None]
+        for episode in episodes:
+            if episode.failure is None:
+                del self._losses_of[episode.ticket]
+                play.queue.finished.append(episode)
+        if failed:
+            tickets = [episode.ticket for episode in failed]
+            self._lose(play, tickets, "raised", str(failed[0].failure), failed[0].process)
 
-    def _lose(self, play: _Play, cause: str, reason: str, process: str | None = None) -> None:
-        """Replaces a lost actor, of a process that is known or not, and takes its ticket back.
+    def _lose(
+        self, play: _Play, tickets: Sequence[Ticket], cause: str, reason: str, process: str | None = None
+    ) -> None:
+        """Replaces a lost actor, of a process that is known or not, and takes its tickets back.
 
         Raises:
-            EpisodeFailedError: that happened too often over this ticket.
+            EpisodeFailedError: that happened too often over one of them.
         """
-        ticket = play.ticket
         self.losses[cause] += 1
-        self._losses_of[ticket] += 1
-        logger.warning("runner %d %s in episode %d of runner %d", play.runner, cause, ticket.number, ticket.runner)
+        named = ", ".join(f"episode {ticket.number} of runner {ticket.runner}" for ticket in tickets)
+        logger.warning("runner %d %s in %s", play.runner, cause, named)
         if cause != "died":
             ray.kill(self._actors[play.runner], no_restart=False)
-        play.queue.put_back(ticket)
+        for ticket in reversed(tickets):
+            self._losses_of[ticket] += 1
+            play.queue.put_back(ticket)
         self._abandoned.pop(play.runner, None)
         now = time.monotonic()
         self._away[play.runner] = _Absence(now, process, None, now)
-        if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
-            del self._losses_of[ticket]
-            raise EpisodeFailedError(
-                f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) failed "
-                f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
-            )
+        for ticket in tickets:
+            if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
+                del self._losses_of[ticket]
+                raise EpisodeFailedError(
+                    f"episode {ticket.number} of runner {ticket.runner} (seed {ticket.episode_seed}) failed "
+                    f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
+                )
 
     def _answered(self, probe: ray.ObjectRef) -> None:
         (runner,) = [runner for runner, absence in self._away.items() if absence.probe == probe]

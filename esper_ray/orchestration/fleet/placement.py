@@ -30,11 +30,13 @@ class Placement:
         runners: number of actors; 0: this process plays the part of one.
         cpus_per_runner: CPUs of each; torch uses as many threads, at least one.
         gpus_per_runner: share of a GPU of each; 0 on the CPU.
+        hosts_per_runner: episodes that each plays at the same time, at most.
     """
 
     runners: int
     cpus_per_runner: float
     gpus_per_runner: float
+    hosts_per_runner: int = 1
 
     @property
     def players(self) -> int:
@@ -47,13 +49,16 @@ class Placement:
         return "cuda" if self.gpus_per_runner > 0 else "cpu"
 
 
-def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cuda"]) -> Placement:
+def place(
+    runners: int | None, episodes: int, device: Literal["auto", "cpu", "cuda"], hosts_per_runner: int = 1
+) -> Placement:
     """Decides where the actors of a run go on the present cluster.
 
     Args:
         runners: actors asked for; None: as many as there are CPUs, at most one per episode; 0: none, see `Placement`.
         episodes: episodes per iteration.
         device: what the user asked for.
+        hosts_per_runner: episodes that each actor plays at the same time.
 
     Raises:
         PlacementError: they do not fit; the message says the largest number that does.
@@ -63,13 +68,14 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
             raise PlacementError(
                 "--runners 0 plays in this process, to which Ray gives no GPU; leave out --device cuda"
             )
-        return Placement(0, 1, 0.0)
+        _require_filled(1, hosts_per_runner, episodes)
+        return Placement(0, 1, 0.0, hosts_per_runner)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = _use_gpus(device, int(sum(node.get("GPU", 0) for node in nodes)))
     if use_gpu:
         nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
-    runners = max(1, min(cpus, episodes)) if runners is None else runners
+    runners = max(1, min(cpus, episodes // hosts_per_runner)) if runners is None else runners
     if runners > cpus:
         where = "on its nodes with GPUs" if use_gpu else "in all"
         raise PlacementError(
@@ -81,13 +87,28 @@ def place(runners: int | None, episodes: int, device: Literal["auto", "cpu", "cu
             f"{runners} runners share {episodes} episodes at a time, so some would have none; "
             f"use --runners {episodes} at most, or play more episodes"
         )
-    placement = Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0)
+    _require_filled(runners, hosts_per_runner, episodes)
+    placement = Placement(runners, 1, _gpu_share(runners, nodes) if use_gpu else 0.0, hosts_per_runner)
     _require_free(placement)
     return placement
 
 
+def _require_filled(runners: int, hosts_per_runner: int, episodes: int) -> None:
+    """Refuses more hosts than there are episodes for."""
+    if runners * hosts_per_runner > episodes:
+        raise PlacementError(
+            f"{runners} runners of {hosts_per_runner} hosts share {episodes} episodes at a time, so some would have "
+            f"none; use --hosts-per-runner {max(1, episodes // runners)} at most, or play more episodes"
+        )
+
+
 def place_trials(
-    runners: int | None, concurrent: int | None, trials: int, episodes: int, device: Literal["auto", "cpu", "cuda"]
+    runners: int | None,
+    concurrent: int | None,
+    trials: int,
+    episodes: int,
+    device: Literal["auto", "cpu", "cuda"],
+    hosts_per_runner: int = 1,
 ) -> tuple[Placement, int]:
     """Decides where the actors of each trial of a search go, and how many trials run at a time.
 
@@ -99,6 +120,7 @@ def place_trials(
         trials: in all.
         episodes: episodes per iteration of a trial.
         device: what the user asked for.
+        hosts_per_runner: episodes that each actor plays at the same time.
 
     Raises:
         PlacementError: they do not fit; the message says what does.
@@ -111,7 +133,7 @@ def place_trials(
         nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
     cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     at_a_time = concurrent or max(1, min(trials, cpus // runners if runners else cpus))
-    each = runners or max(1, min(episodes, cpus // at_a_time))
+    each = runners or max(1, min(episodes // hosts_per_runner, cpus // at_a_time))
     if each > cpus:
         raise PlacementError(
             f"a trial of {each} runners does not fit: each needs 1 CPU and the cluster has {cpus}; use train.runners "
@@ -127,9 +149,10 @@ def place_trials(
             f"{each} runners share {episodes} episodes at a time, so some would have none; use train.runners "
             f"{episodes} at most"
         )
+    _require_filled(each, hosts_per_runner, episodes)
     _require_free(Placement(each * at_a_time, 1, _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0))
     share = _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0
-    return Placement(each, 1.0 - LEARNER_CPUS, share), at_a_time
+    return Placement(each, 1.0 - LEARNER_CPUS, share, hosts_per_runner), at_a_time
 
 
 def _require_free(placement: Placement) -> None:

@@ -15,9 +15,10 @@ _READ_TIMEOUT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class HostProgress:
-    """How one actor's host is doing. Accuracy in percent."""
+    """How a host of an actor is doing; which of them, `host` says, from 0. Accuracy in percent."""
 
     runner: int
+    host: int
     epoch: int
     max_epochs: int
     stage: str
@@ -28,18 +29,18 @@ class HostProgress:
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest report of every actor."""
+    """Holds the latest report of every host."""
 
     def __init__(self) -> None:
-        self._latest: dict[int, HostProgress] = {}
+        self._latest: dict[tuple[int, int], HostProgress] = {}
 
     def report(self, progress: HostProgress) -> None:
-        """Replaces the actor's last report."""
-        self._latest[progress.runner] = progress
+        """Replaces the host's last report."""
+        self._latest[progress.runner, progress.host] = progress
 
     def read(self) -> list[HostProgress]:
-        """Returns the latest report of every actor, by runner."""
-        return [self._latest[runner] for runner in sorted(self._latest)]
+        """Returns the latest report of every host, by runner."""
+        return [self._latest[place] for place in sorted(self._latest)]
 
 
 def start_board(name: str) -> ray.actor.ActorHandle:
@@ -62,7 +63,7 @@ class BoardReader:
         self._last: list[HostProgress] = []
 
     def read(self) -> list[HostProgress]:
-        """Returns the latest report of every actor, by runner; the ones before if the board does not answer at once."""
+        """Returns the latest report of every host, by runner; the ones before if the board does not answer at once."""
         with self._lock:
             if self._open:
                 ready, _ = ray.wait([answer := self._board.read.remote()], timeout=_READ_TIMEOUT_SECONDS)
@@ -77,17 +78,18 @@ class BoardReader:
 
 
 class ProgressReporter:
-    """Sends an actor's reports to the board, a few times a second at most, and never waits for it.
+    """Sends a host's reports to the board, a few times a second at most, and never waits for it.
 
     Args:
         board_name: name of the board actor; None: report nothing. Nor is anything reported if the board is gone: a
             checkpoint names the board of a run that is over.
         runner: index of this actor.
+        host: which of its hosts, from 0.
     """
 
-    def __init__(self, board_name: str | None, runner: int) -> None:
+    def __init__(self, board_name: str | None, runner: int, host: int) -> None:
         self._board = _find_board(board_name)
-        self.runner = runner
+        self.runner, self.host = runner, host
         self.episodes_done = 0
         self._last = 0.0
 
@@ -98,7 +100,9 @@ class ProgressReporter:
         if self._board is None or now - self._last < _MIN_SECONDS_BETWEEN_REPORTS:
             return
         self._last = now
-        progress = HostProgress(self.runner, epoch, max_epochs, stage, val_accuracy, decision, self.episodes_done)
+        progress = HostProgress(
+            self.runner, self.host, epoch, max_epochs, stage, val_accuracy, decision, self.episodes_done
+        )
         self._board.report.remote(progress)
 
 

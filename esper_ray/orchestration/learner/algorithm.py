@@ -46,9 +46,9 @@ _TARGET_PREFIX = "_old_"
 class EpisodeAlgorithm(Algorithm):
     """An RLlib algorithm with a sampling step of its own.
 
-    An actor plays one ticket at a time, with the weights that come with it; its driver waits for as long as that takes.
-    An actor that is lost is replaced, and its ticket is played again with the same weights. With no actors the tickets
-    of one are played in this process.
+    An actor plays a few tickets at a time, with the weights that come with them; its driver waits for as long as that
+    takes. An actor that is lost is replaced, and its ticket is played again with the same weights. With no actors the
+    tickets of one are played in this process.
 
     Attributes:
         episodes: of the last iteration.
@@ -75,7 +75,7 @@ class EpisodeAlgorithm(Algorithm):
         self.keep_from = inf
         self._weights_version = 0
         actors = self.env_runner_group._worker_manager.actors()
-        self.dispatcher = Dispatcher(actors) if actors else None
+        self.dispatcher = Dispatcher(actors, self.hosts_per_runner) if actors else None
         self._publish_weights()
 
     def cleanup(self) -> None:
@@ -100,6 +100,11 @@ class EpisodeAlgorithm(Algorithm):
     def runners(self) -> int:
         """Number of actors, or 1 if this process plays their part."""
         return max(1, int(self.config.num_env_runners))
+
+    @property
+    def hosts_per_runner(self) -> int:
+        """Episodes that an actor plays at the same time, at most."""
+        return int(self.config.num_envs_per_env_runner)
 
     @property
     def losses(self) -> dict[str, int]:
@@ -138,7 +143,8 @@ class EpisodeAlgorithm(Algorithm):
         """Has the iteration's episodes played and updates the policy."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._collect()
-            self.metrics.aggregate([episode.metrics for episode in played], key=ENV_RUNNER_RESULTS)
+            metrics = [episode.metrics for episode in played if episode.metrics is not None]
+            self.metrics.aggregate(metrics, key=ENV_RUNNER_RESULTS)
         self.episodes = [_finished(episode) for episode in played]
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             self._update([episode.rollout for episode in played if episode.rollout is not None])
@@ -166,8 +172,8 @@ class EpisodeAlgorithm(Algorithm):
         """
         policy_ref = policy if self.dispatcher is None else ray.put(policy)
 
-        def start(actor: ActorHandle, ticket: Ticket) -> Any:
-            return call(actor, "play_scripted", ticket, policy_ref, self.keep_from, measure_test)
+        def start(actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
+            return call(actor, "play_scripted", tickets, policy_ref, self.keep_from, measure_test)
 
         found = []
         for episode in self._play(tickets, start):
@@ -178,17 +184,21 @@ class EpisodeAlgorithm(Algorithm):
             found.append(finished)
         return sorted(found, key=lambda episode: episode.ticket)
 
-    def _play(self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Ticket], Any]) -> Iterator[PlayedEpisode]:
+    def _play(
+        self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Sequence[Ticket]], Any]
+    ) -> Iterator[PlayedEpisode]:
         """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
         if self.dispatcher is None:
-            for ticket in tickets:
+            for begin in range(0, len(tickets), self.hosts_per_runner):
                 with allowed_interrupts():
-                    episode = start(self.env_runner, ticket)
-                if episode.failure is not None:
-                    raise EpisodeFailedError(
-                        f"episode {ticket.number} (seed {ticket.episode_seed}) raised: {episode.failure}"
-                    )
-                yield episode
+                    played = start(self.env_runner, tickets[begin : begin + self.hosts_per_runner])
+                for episode in played:
+                    if episode.failure is not None:
+                        ticket = episode.ticket
+                        raise EpisodeFailedError(
+                            f"episode {ticket.number} (seed {ticket.episode_seed}) raised: {episode.failure}"
+                        )
+                yield from played
             return
         queue = OwedTickets(tickets, start)
         try:
@@ -197,9 +207,9 @@ class EpisodeAlgorithm(Algorithm):
         finally:
             self.dispatcher.abandon(queue)
 
-    def _start_training(self, actor: ActorHandle, ticket: Ticket) -> Any:
-        """Has an actor play a ticket with the present weights."""
-        return call(actor, "play", ticket, self.keep_from, self._weights)
+    def _start_training(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
+        """Has an actor play tickets with the present weights."""
+        return call(actor, "play", tickets, self.keep_from, self._weights)
 
     def _publish_weights(self) -> None:
         """Takes the learner's weights for the episodes that start from now on."""

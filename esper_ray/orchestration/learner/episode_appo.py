@@ -47,10 +47,12 @@ class EpisodeAPPO(EpisodeAlgorithm):
     def _ticket(self, runner: int, number: int) -> Ticket:
         return assign_number(runner, number, self.config.seed, self.config.env_config["host_pool"])
 
-    def _start_with_own_weights(self, actor: ActorHandle, ticket: Ticket) -> Any:
-        """Has an actor play a ticket with the weights that it was first played with, should it be played again."""
-        weights = self._weights_of.setdefault(ticket, self._weights)
-        return call(actor, "play", ticket, self.keep_from, weights)
+    def _start_with_own_weights(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
+        """Has an actor play tickets with the weights that they were first played with, should they be played again."""
+        weights = self._weights_of.setdefault(tickets[0], self._weights)
+        for ticket in tickets[1:]:
+            self._weights_of.setdefault(ticket, weights)
+        return call(actor, "play", tickets, self.keep_from, weights)
 
     def _collect(self) -> list[PlayedEpisode]:
         assert self.dispatcher is not None, "APPO has actors"

@@ -9,7 +9,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings, EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO, EpisodeAPPOLearner
@@ -63,9 +63,11 @@ def build_config(actor: ActorSettings, learning: Learning, placement: Placement)
     model_config = rllib_model_config(learning.policy, settings.hidden, settings.lstm_width, task.max_epochs)
     module_class = MaskedAPPOTorchRLModule if learning.learner == "appo" else MaskedPPOTorchRLModule
     return (
-        config.environment(ActorEnv, env_config=actor.as_env_config())
+        config.environment(ActorEnvs, env_config=actor.as_env_config())
         .env_runners(
             env_runner_cls=EpisodeRunner,
+            num_envs_per_env_runner=placement.hosts_per_runner,
+            gym_env_vectorize_mode="vector_entry_point",
             num_env_runners=placement.runners,
             num_cpus_per_env_runner=placement.cpus_per_runner,
             num_gpus_per_env_runner=placement.gpus_per_runner,

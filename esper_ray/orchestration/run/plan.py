@@ -96,6 +96,7 @@ class RunPlan:
             "command": {"name": self.config.command, **with_absolute_paths(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
             "runners": self.placement.runners,
+            "hosts_per_runner": self.placement.hosts_per_runner,
             "cpus_per_runner": self.placement.cpus_per_runner,
             "gpus_per_runner": self.placement.gpus_per_runner,
             "device": self.placement.device_kind,
@@ -157,7 +158,7 @@ def started_actors(
     with ray_for(address, config.plugin), interrupts_raise():
         if address is not None:
             on_every_machine(_require_playable_there, config.plugin, task, with_absolute_paths(config).data_dir)
-        placement = place(config.runners, episodes_of(config, task), config.device)
+        placement = place(config.runners, episodes_of(config, task), config.device, config.hosts_per_runner)
         with built_actors(config, task, out, placement) as built:
             yield built
 

@@ -33,7 +33,8 @@ class Preflight:
 
     @property
     def episode_seconds(self) -> float:
-        """Wall time of an episode on the slowest actor, by epochs without a seed; those with one take longer."""
+        """Wall time of the episodes that the slowest actor plays at the same time, by epochs without a seed; those with
+        one take longer."""
         return self.epochs * max(seat.epoch_seconds for seat in self.seats)
 
     @property
@@ -43,7 +44,8 @@ class Preflight:
 
     def seconds_for(self, episodes: int) -> float:
         """Returns the wall time of so many episodes, shared out over the actors."""
-        return ceil(episodes / len(self.seats)) * self.episode_seconds
+        at_a_time = sum(seat.hosts for seat in self.seats)
+        return ceil(episodes / at_a_time) * self.episode_seconds
 
 
 def _require_memory(seats: Sequence[Seat]) -> None:

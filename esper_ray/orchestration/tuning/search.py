@@ -123,7 +123,9 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
         runners = before["runners"] if before else search.train.runners
         concurrent = before["concurrent"] if before else config.max_concurrent
         try:
-            placement, concurrent = place_trials(runners, concurrent, search.trial_count, episodes, search.train.device)
+            placement, concurrent = place_trials(
+                runners, concurrent, search.trial_count, episodes, search.train.device, search.train.hosts_per_runner
+            )
         except PlacementError as error:
             if before is None:
                 raise

@@ -1,0 +1,304 @@
+"""How fast hosts train, task by task, and where the time goes; a table, and everything as JSON beside it.
+
+Usage: python benchmarks/host_epochs.py [TASK ...] [--out FILE.json] [--compare OLD.json]
+
+Real actors play real episodes with a policy that has learned nothing yet, so that seeds come and go. In the same run
+each core's float32 matrix product is timed: with the operations that forward and backward pass of an image need,
+counted by torch, that gives the arithmetic limit.
+"""
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import made_up_images
+import psutil
+import ray
+import torch
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper_ray.errors import DatasetError
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.cluster import local_ray
+from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
+from esper_ray.orchestration.run.plan import origin
+from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data
+from esper_ray.training import evaluate, lockstep
+from esper_ray.training.work import EvaluationWork
+
+RUNNERS = 2
+PHASES = ("train", "validate", "counterfactual", "decision", "RLlib", "idle")
+_MATRIX, _PRODUCTS = 1024, 20
+_QUICK_LIFE = {
+    **{"lifecycle.training_dwell": 1, "lifecycle.blending_steps": 3, "lifecycle.shadowing_dwell": 1},
+    **{"decisions.min_germination_epoch": 1, "decisions.min_plateau": 0, "decisions.require_stabilised": False},
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured: a task, how many hosts an actor trains at a time, and changes to the task."""
+
+    task: str
+    hosts: int = 1
+    episodes: int = 1
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of its row."""
+        return self.task if self.hosts == 1 else f"{self.task}, {self.hosts} hosts"
+
+    def spec(self) -> TaskSpec:
+        """Returns the task."""
+        return get_task_spec(self.task, self.changes)
+
+
+WORKS = (
+    Work("digits", episodes=16),
+    Work("digits", hosts=16, episodes=32),
+    Work("fashion_mnist", episodes=2),
+    Work("weak_cnn", changes={"max_epochs": 9, **_QUICK_LIFE}),
+    Work("pydoc", changes={"max_epochs": 9, **_QUICK_LIFE}),
+    Work("cifar10", changes={"max_epochs": 9, **_QUICK_LIFE}),
+    Work("tinystories", changes={"max_epochs": 9, **_QUICK_LIFE}),
+)
+
+
+class TimedRunner(EpisodeRunner):
+    """An actor that says what it spent its time on."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._seconds: Counter[str] = Counter()
+        lockstep._do_group = self._timing_work(lockstep._do_group)
+        self.env.unwrapped.step = self._timing(self.env.unwrapped.step, "step")
+        self.env.unwrapped.reset = self._timing(self.env.unwrapped.reset, "step")
+        self.play = self._timing(self.play, "play")
+
+    def _timing(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self._phase(phase):
+                return function(*arguments, **named)
+
+        return timed
+
+    def _timing_work(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(works: Any) -> Any:
+            evaluates = isinstance(works[0], EvaluationWork)
+            with_seed = [w for w in works if evaluates and (w.forced_alpha or w.model.seed_slot.alpha) > 0]
+            phase = "paired" if with_seed else "validate" if evaluates else "train"
+            self._seconds["host epochs"] += 0 if evaluates else len(works)
+            with self._phase(phase):
+                return function(works)
+
+        return timed
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+    def take_times(self) -> dict[str, float]:
+        """Returns the seconds of each phase since the last time, and the memory that is this process's own."""
+        found = dict(self._seconds)
+        self._seconds.clear()
+        return {**found, "memory": own_memory()}
+
+    def time_products(self) -> float:
+        """Returns float32 operations per second of matrix products on this actor's threads."""
+        a = torch.randn(_MATRIX, _MATRIX)
+        rates = []
+        for _ in range(_PRODUCTS):
+            started = time.perf_counter()
+            _ = a @ a
+            rates.append(2 * _MATRIX**3 / (time.perf_counter() - started))
+        return max(rates)
+
+
+def own_memory() -> int:
+    """Returns the bytes that would be free if this process ended."""
+    return int(psutil.Process().memory_full_info().uss)
+
+
+@ray.remote
+class Importer:
+    """An actor that does nothing: what torch and RLlib need by themselves."""
+
+    def memory(self) -> int:
+        """Returns its own memory after it has imported them."""
+        assert SingleAgentEnvRunner is not None and torch is not None
+        return own_memory()
+
+
+def measure(work: Work) -> dict[str, Any]:
+    """Plays an iteration and returns what it took.
+
+    Raises:
+        DatasetError: the data set is not here.
+    """
+    task = work.spec()
+    load_task_data(task)
+    plugins = (made_up_images.__name__,) if task.name == "weak_cnn" else ()
+    episodes = RUNNERS * work.hosts * work.episodes
+    with local_ray(num_cpus=RUNNERS + 1, plugins=plugins):
+        bare = ray.get(Importer.remote().memory.remote())
+        learning = Learning(PPOSettings(), iterations=10, episodes_per_iteration=episodes, seed=0)
+        config = build_config(ActorSettings(task, plugins=plugins), learning, Placement(RUNNERS, 1, 0.0, work.hosts))
+        algorithm = algorithm_class("ppo")(config=config.env_runners(env_runner_cls=TimedRunner))
+        try:
+            algorithm.ask_all("take_seat")
+            limit = fmean(algorithm.ask_all("time_products"))
+            algorithm.ask_all("take_times")
+            started = time.perf_counter()
+            algorithm.train()
+            wall = time.perf_counter() - started
+            actors = algorithm.ask_all("take_times")
+        finally:
+            algorithm.stop()
+    return {"name": work.name, **summary(task, actors, wall, limit, bare)}
+
+
+def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: float, bare: int) -> dict[str, Any]:
+    """Returns the figures of a row."""
+    operations, samples, cost = (
+        operations_per_sample(task),
+        load_task_data(task).train.samples,
+        counterfactual_cost(task),
+    )
+    seconds = {
+        name: fmean(actor.get(name, 0.0) for actor in actors)
+        for name in ("train", "validate", "paired", "step", "play")
+    }
+    counterfactual = seconds["paired"] * (1 - 1 / cost)
+    epochs = sum(actor["host epochs"] for actor in actors)
+    rate = epochs * samples / len(actors) / seconds["train"]
+    return {
+        "host_epochs_per_second": epochs / wall,
+        "host_epochs_per_second_of_actor": epochs / wall / len(actors),
+        "episodes_per_minute": 60 * epochs / task.max_epochs / wall,
+        "samples_per_second_of_actor": rate,
+        "operations_per_sample": operations,
+        "operations_per_second_limit": limit,
+        "share_of_limit": rate * operations / limit,
+        "counterfactual_cost": cost,
+        "memory_beyond_imports": max(actor["memory"] for actor in actors) - bare,
+        "phases": {
+            "train": seconds["train"] / wall,
+            "validate": (seconds["validate"] + seconds["paired"] - counterfactual) / wall,
+            "counterfactual": counterfactual / wall,
+            "decision": (seconds["step"] - seconds["train"] - seconds["validate"] - seconds["paired"]) / wall,
+            "RLlib": (seconds["play"] - seconds["step"]) / wall,
+            "idle": 1 - seconds["play"] / wall,
+        },
+    }
+
+
+def operations_per_sample(task: TaskSpec) -> float:
+    """Returns the float operations of a host's forward and backward pass, for one sample or token sequence."""
+    data, model = load_task_data(task), create_model(task)
+    inputs, targets = next(iter(data.train))
+    with FlopCounterMode(display=False) as counter:
+        logits = model(inputs)
+        nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
+    return counter.get_total_flops() / len(inputs)
+
+
+def counterfactual_cost(task: TaskSpec) -> float:
+    """Returns the time of validation with the counterfactual, as a multiple of that without, for the largest seed."""
+    torch.set_num_threads(1)
+    data, model = load_task_data(task), create_model(task)
+    blueprint = "conv_heavy" if model.seed_slot.topology == "cnn" else "mlp"
+    model.seed_slot.place_fossil(blueprint, "seed")
+    criterion, slot = nn.CrossEntropyLoss(), model.seed_slot
+
+    def seconds(alpha: float, paired: bool) -> float:
+        assert slot.state is not None
+        slot.state.alpha = alpha
+        started = time.perf_counter()
+        if paired:
+            evaluate(model, data.validation, criterion, "cpu", task.task_type)
+        else:
+            with torch.inference_mode():
+                for inputs, targets in data.validation:
+                    logits = model(inputs).flatten(0, -2)
+                    criterion(logits, targets.flatten()), (logits.argmax(1) == targets.flatten()).sum()
+        return time.perf_counter() - started
+
+    model.eval()
+    seconds(0.5, True)
+    ratios = sorted(seconds(0.5, True) / seconds(0.5, False) for _ in range(5))
+    return ratios[2]
+
+
+def show(rows: list[dict[str, Any]], before: dict[str, dict[str, Any]]) -> None:
+    """Prints the table; behind a figure its ratio to that of `before`, by row name."""
+    table = Table(
+        *(
+            "task",
+            "host epochs/s",
+            "of an actor",
+            "episodes/min",
+            "samples/s",
+            "of the limit",
+            "counterfactual",
+            "memory",
+        ),
+        *PHASES,
+    )
+
+    def figure(row: dict[str, Any], name: str, text: str) -> str:
+        old = before.get(row["name"], {}).get(name)
+        return f"{text} (×{row[name] / old:.2f})" if old else text
+
+    for row in rows:
+        table.add_row(
+            row["name"],
+            figure(row, "host_epochs_per_second", f"{row['host_epochs_per_second']:.3g}"),
+            f"{row['host_epochs_per_second_of_actor']:.3g}",
+            figure(row, "episodes_per_minute", f"{row['episodes_per_minute']:.3g}"),
+            figure(row, "samples_per_second_of_actor", f"{row['samples_per_second_of_actor']:,.0f}"),
+            figure(row, "share_of_limit", f"{row['share_of_limit']:.0%}"),
+            figure(row, "counterfactual_cost", f"×{row['counterfactual_cost']:.2f}"),
+            f"{row['memory_beyond_imports'] / 1e6:.0f} MB",
+            *(f"{row['phases'][phase]:.1%}" for phase in PHASES),
+        )
+    Console(width=200).print(table)
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", help="only these tasks")
+    parser.add_argument("--out", type=Path, default=Path("host_epochs.json"), help="where the figures are written")
+    parser.add_argument("--compare", type=Path, help="figures of an earlier run")
+    arguments = parser.parse_args()
+    before = json.loads(arguments.compare.read_text())["rows"] if arguments.compare else []
+    rows = []
+    for work in WORKS:
+        if arguments.tasks and work.task not in arguments.tasks:
+            continue
+        try:
+            rows.append(measure(work))
+        except DatasetError as error:
+            print(f"{work.name}: not measured: {error}")
+    arguments.out.write_text(json.dumps({"origin": origin(), "rows": rows}, indent=1))
+    show(rows, {row["name"]: row for row in before})
+
+
+if __name__ == "__main__":
+    main()
