@@ -104,11 +104,11 @@ class SampleLoader(BatchLoader):
         super().__init__(len(targets), batch_size)
         self._device = torch.device(device)
         home = _home(inputs, device)
-        self._inputs = inputs.to(home)
+        self._inputs = inputs.to(home).movedim(1, -1).contiguous()  # (N, …, channels), as prepared data lies on disk
         self._targets = targets.to(home)
-        per_channel = (1, -1, *[1] * (inputs.dim() - 2))
-        self._offset = -torch.tensor(mean, device=device).view(per_channel)
-        self._scale = 1.0 / torch.tensor(std, device=device).view(per_channel)
+        places = self._inputs[0].numel() // inputs.shape[1]
+        self._offset = -torch.tensor(mean, device=device).repeat(places)
+        self._scale = (1.0 / torch.tensor(std, device=device)).repeat(places)
         self._shuffle = shuffle
         self._augmentation = augmentation
         self._rows: Tensor | None = None
@@ -116,7 +116,8 @@ class SampleLoader(BatchLoader):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the input of one sample, (channels, …)."""
-        return tuple(self._inputs.shape[1:])
+        *places, channels = self._inputs.shape[1:]
+        return (channels, *places)
 
     def part(self, share: float, label_noise: float, classes: int, seed: int) -> Self:
         """Returns a loader of some samples, of which some have a wrong label."""
@@ -135,7 +136,7 @@ class SampleLoader(BatchLoader):
         if not self._shuffle and self._rows is None:
             for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
-                yield self._normalised(self._to_device(self._inputs[chosen])), self._to_device(self._targets[chosen])
+                yield self._batch(self._inputs[chosen], self._targets[chosen])
             return
         generator = self._generator()
         drawn_order = (
@@ -145,17 +146,18 @@ class SampleLoader(BatchLoader):
         order = order if self._rows is None else self._rows[order]
         drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
         for start in range(0, self._samples, self._batch_size):
-            place = slice(start, start + self._batch_size)
-            stored = self._to_device(self._inputs[order[place]])
-            if self._augmentation is not None and drawn is not None:
-                stored = self._augmentation.apply(stored, drawn[place])
-            yield self._normalised(stored), self._to_device(self._targets[order[place]])
+            chosen = slice(start, start + self._batch_size)
+            inputs = self._inputs.index_select(0, order[chosen])
+            targets = self._targets.index_select(0, order[chosen])
+            yield self._batch(inputs, targets, None if drawn is None else drawn[chosen])
 
-    def _normalised(self, stored: Tensor) -> Tensor:
-        return stored.float().add(self._offset).mul_(self._scale)  # in a copy: floats may be the memory map itself
-
-    def _to_device(self, batch: Tensor) -> Tensor:
-        return batch.to(self._device, non_blocking=True)
+    def _batch(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        inputs = _to_device(stored, self._device)
+        if self._augmentation is not None and drawn is not None:
+            inputs = self._augmentation.apply(inputs.movedim(-1, 1), drawn).movedim(1, -1)
+        values = inputs.to(torch.float32, copy=True).contiguous()  # floats may be the memory map itself
+        values.flatten(1).add_(self._offset).mul_(self._scale)  # whole samples: a few channels make slow inner loops
+        return values.movedim(-1, 1), _to_device(targets, self._device)
 
 
 class TokenLoader(BatchLoader):
@@ -214,7 +216,7 @@ class TokenLoader(BatchLoader):
             offset = torch.randint(self._offsets, (), generator=generator)
             starts = torch.randperm(self._available, generator=generator)[: self._samples] * self._length + offset
         for chosen in starts.to(self._tokens.device).split(self._batch_size):
-            window = self._tokens[chosen[:, None] + self._within].to(self._device, non_blocking=True).long()
+            window = _to_device(self._tokens[chosen[:, None] + self._within], self._device).long()
             yield window[:, :-1], window[:, 1:]
 
 
@@ -239,13 +241,23 @@ class CropAndFlip:
         """Returns the shifted and mirrored images."""
         count, channels, height, width = inputs.shape
         top, left, mirrored = drawn.unbind(1)
-        columns = torch.arange(width, device=inputs.device).expand(count, width)
-        columns = left[:, None] + torch.where(mirrored[:, None] > 0, columns.flip(1), columns)
-        rows = top[:, None] + torch.arange(height, device=inputs.device)
-        padded = torch.nn.functional.pad(inputs, [self.padding] * 4)
-        samples = torch.arange(count, device=inputs.device)[:, None, None, None]
-        planes = torch.arange(channels, device=inputs.device)[None, :, None, None]
-        return padded[samples, planes, rows[:, None, :, None], columns[:, None, None, :]]
+        samples = torch.arange(count, device=inputs.device)
+        padded = torch.nn.functional.pad(inputs.movedim(1, -1), [0, 0, *[self.padding] * 4])
+        tall, wide = padded.shape[1:3]
+        # Every stretch of `width` pixels that there is; they overlap. An image is cut out row by row.
+        stretches = padded.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))
+        first = (samples * tall + top) * wide + left
+        rows = first[:, None] + wide * torch.arange(height, device=inputs.device)
+        cut = stretches.index_select(0, rows.flatten()).view(count, height, width, channels)
+        either = torch.cat([cut, cut.flip(2)])
+        return either.index_select(0, samples + count * mirrored).movedim(-1, 1)
+
+
+def _to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """Copies without waiting where the batch is not there; from pinned memory, or a GPU would have to wait."""
+    if device.type == "cuda" and batch.device.type == "cpu":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
 
 
 def _home(stored: Tensor, device: str | torch.device) -> torch.device:

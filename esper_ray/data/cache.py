@@ -25,7 +25,7 @@ from esper_ray.errors import DatasetError, EsperError
 from esper_ray.file_locks import locked
 
 _FACTS = "facts.json"
-_FORMAT = 2
+_FORMAT = 3
 """Raise it when the files of a prepared data set change."""
 
 
@@ -45,8 +45,11 @@ class PreparedData:
     classes: int
 
     def split(self, name: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns inputs (N, …) and targets (N,) int64 of a split, memory-mapped, at most `limit` of them."""
-        return self._open(f"{name}_inputs")[:limit], self._open(f"{name}_targets")[:limit]
+        """Returns inputs (N, channels, …) and targets (N,) int64 of a split, memory-mapped, at most `limit` of them.
+
+        The channels lie side by side: images can be cut out and put together by whole rows.
+        """
+        return self._open(f"{name}_inputs")[:limit].movedim(-1, 1), self._open(f"{name}_targets")[:limit]
 
     def tokens(self, name: str) -> Tensor:
         """Returns the tokens of a text's split, (N,) uint8 or uint16, memory-mapped."""
@@ -160,7 +163,8 @@ def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], 
     }
     arrays = {}
     for name in SPLIT_NAMES:
-        arrays[f"{name}_inputs"], arrays[f"{name}_targets"] = splits[name]
+        split_inputs, arrays[f"{name}_targets"] = splits[name]
+        arrays[f"{name}_inputs"] = np.moveaxis(split_inputs, 1, -1)
     return arrays, facts
 
 

@@ -107,6 +107,6 @@ def play_episodes(
         observations, _, _, _, infos = envs.step(actions)
         for place in range(len(agents)):
             for key in ("episode", "failure"):
-                if infos.get(f"_{key}", results)[place]:
+                if key in infos and infos[f"_{key}"][place]:
                     results[place] = infos[key][place]
     return [result for result in results if result is not None]

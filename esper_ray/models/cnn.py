@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from esper_ray.errors import ConfigurationError
 from esper_ray.models.hosts import SlottedHost, host
+from esper_ray.models.pooled_norm import norm_relu_pool
 
 
 @host("cnn")
@@ -62,7 +62,7 @@ class CNNHost(SlottedHost):
     def forward(self, images: Tensor) -> Tensor:
         features = images
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
-            features = F.max_pool2d(F.relu(norm(conv(features))), kernel_size=2)
+            features = norm_relu_pool(conv(features), norm)
             features = self.at(f"block{i}_post", features)
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

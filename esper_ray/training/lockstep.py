@@ -41,7 +41,7 @@ class JoinedOptimizer:
         for part, optimizers in self._trained:
             states = [optimizer.state.get(own, {}) for optimizer, own in zip(optimizers, part.each, strict=True)]
             self._optimizer.state[part.whole] = {
-                key: joined([state[key] for state in states]) if _is_of_elements(value, part) else copy.copy(value)
+                key: joined([state[key] for state in states]) if _is_of_elements(key, value) else copy.copy(value)
                 for key, value in states[0].items()
             }
 
@@ -54,15 +54,14 @@ class JoinedOptimizer:
         """Gives each host's optimizers their state."""
         for part, optimizers in self._trained:
             for key, value in self._optimizer.state[part.whole].items():
-                each = part.separated(value) if _is_of_elements(value, part, whole=True) else [value] * len(part.each)
+                each = part.separated(value) if _is_of_elements(key, value) else [value] * len(part.each)
                 for optimizer, own, found in zip(optimizers, part.each, each, strict=True):
                     optimizer.state[own][key] = found.clone() if isinstance(found, Tensor) else found
 
 
-def _is_of_elements(value: Any, part: Part, whole: bool = False) -> bool:
-    """Whether a value of an optimizer's state has a number for each of the parameter's."""
-    like = part.whole if whole else part.each[0]
-    return isinstance(value, Tensor) and value.shape == like.shape and not (value.dim() == 0 and part.each[0].dim())
+def _is_of_elements(key: str, value: Any) -> bool:
+    """Whether a value of an optimizer's state has a number for each of the parameter's; "step" is a count."""
+    return isinstance(value, Tensor) and key != "step"
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
