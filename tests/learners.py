@@ -23,12 +23,13 @@ def build(
     learner: Literal["ppo", "appo"] = "ppo",
     minibatch: int = 32,
     sample_timeout_s: float | None = None,
+    hosts: int = 1,
     **more_env_config: Any,
 ) -> EpisodeAlgorithm:
     """Builds actors on the Ray that runs, and a learner. What is left over is told to the environment."""
     settings = PPOSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
     learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
-    config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0))
+    config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0, hosts))
     config.environment(ActorEnvs.of(env), env_config={**config.env_config, **more_env_config})
     config.env_runners(sample_timeout_s=sample_timeout_s)
     return algorithm_class(learner)(config=config)

@@ -260,16 +260,16 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
 def test_a_run_that_an_error_ended_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, step = tmp_path / "run", ActorEnv.step
+    out, steps = tmp_path / "run", ActorEnv.step_steps
 
     def failing(self: ActorEnv, action: int) -> Any:
         if self.ticket.number >= 6:
             raise ValueError("the disk is on fire")
-        return step(self, action)
+        return steps(self, action)
 
     arguments = ["train", "--iterations", "2", "--runners", "0", "--wait-only-episodes", "0", "--out", str(out), *SMALL]
     with monkeypatch.context() as patch:
-        patch.setattr(ActorEnv, "step", failing)
+        patch.setattr(ActorEnv, "step_steps", failing)
         assert run(arguments) == 1
     assert "the disk is on fire" in capsys.readouterr().err
     assert json.loads((out / "summary.json").read_text())["interrupted"]

@@ -114,12 +114,14 @@ def test_ten_kills_cost_time_and_nothing_else(tmp_path: Path) -> None:
     assert found["disturbed"] == found["undisturbed"]
 
 
-def assert_one_loss_changes_nothing(tmp_path: Path, misdeed: str, cause: str, timeout_s: float) -> float:
+def assert_one_loss_changes_nothing(
+    tmp_path: Path, misdeed: str, cause: str, timeout_s: float, hosts: int = 1
+) -> float:
     """Plays two iterations with and without the misdeed, and returns how long the first one took with it, seconds."""
     found: list[Any] = []
     seconds = 0.0
     for env in (FakeHostEnv, MisbehavingEnv):
-        algorithm = build(2, 4, env=env, misdeed=misdeed, marker=str(tmp_path / "marker"))
+        algorithm = build(2, 4, env=env, hosts=hosts, misdeed=misdeed, marker=str(tmp_path / "marker"))
         assert algorithm.dispatcher is not None
         algorithm.dispatcher.timeout_s = timeout_s
         try:
@@ -194,14 +196,16 @@ def cluster() -> Iterator[None]:
         yield
 
 
-def test_an_actor_that_raises_is_replaced(cluster: None, tmp_path: Path) -> None:
-    assert_one_loss_changes_nothing(tmp_path, "raise", "raised", timeout_s=100)
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_an_actor_that_raises_is_replaced(hosts: int, cluster: None, tmp_path: Path) -> None:
+    assert_one_loss_changes_nothing(tmp_path, "raise", "raised", timeout_s=100, hosts=hosts)
 
 
 @pytest.mark.slow
-def test_an_actor_that_hangs_is_replaced_when_its_time_is_over(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_an_actor_that_hangs_is_replaced_when_its_time_is_over(hosts: int, cluster: None, tmp_path: Path) -> None:
     """It would hang for five minutes; nobody waits longer than the timeout, and the start of another actor."""
-    assert assert_one_loss_changes_nothing(tmp_path, "hang", "hung", timeout_s=5) < 120
+    assert assert_one_loss_changes_nothing(tmp_path, "hang", "hung", timeout_s=5, hosts=hosts) < 120
 
 
 def test_an_episode_that_fails_again_and_again_ends_the_run_with_its_cause(cluster: None) -> None:

@@ -25,8 +25,8 @@ class Replay:
         differences: every value that differs, in order; none if the episode came out as recorded.
         recorded_accuracy: kept validation accuracy, percent; None if the row has no such number.
         kept_val_accuracy: what the replay kept, percent; None if it was not played to its end.
-        changes: what is no longer as it was when the run was played: device, versions, CPU. Looked for only if
-            there are differences; the device always.
+        changes: what is no longer as it was when the run was played: device, hosts trained together, versions, CPU. The
+            last two are looked for only if there are differences.
     """
 
     run: Path
@@ -60,6 +60,8 @@ def replay_run(config: ReplayConfig) -> Replay:
     differences: list[Difference] = []
     env, record = play_again(run, config.episode, device, differences.append)
     changes = [f"it was played on {run.device}, and replayed on {device}"] if device != run.device else []
+    if run.config.get("hosts_per_runner", 1) != 1:
+        changes.append("its host was trained together with others, and replayed by itself: float rounding differs")
     if differences:
         changes += _changes_since(run.config)
     return Replay(
