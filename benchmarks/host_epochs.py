@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import made_up_images
@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper_ray.errors import DatasetError
+from esper_ray.models.blueprints import registered_blueprints
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
@@ -36,12 +37,12 @@ from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
 from esper_ray.orchestration.run.plan import origin
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data
-from esper_ray.training import evaluate, lockstep
+from esper_ray.training import _train_one_epoch, build_optimizer, evaluate, lockstep
 from esper_ray.training.work import EvaluationWork
 
 RUNNERS = 2
 PHASES = ("train", "validate", "counterfactual", "decision", "RLlib", "idle")
-_MATRIX, _PRODUCTS = 1024, 20
+_MATRIX, _PRODUCTS, _PAIRS = 1024, 20, 5
 _QUICK_LIFE = {
     **{"lifecycle.training_dwell": 1, "lifecycle.blending_steps": 3, "lifecycle.shadowing_dwell": 1},
     **{"decisions.min_germination_epoch": 1, "decisions.min_plateau": 0, "decisions.require_stabilised": False},
@@ -175,11 +176,8 @@ def measure(work: Work) -> dict[str, Any]:
 
 def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: float, bare: int) -> dict[str, Any]:
     """Returns the figures of a row."""
-    operations, samples, cost = (
-        operations_per_sample(task),
-        load_task_data(task).train.samples,
-        counterfactual_cost(task),
-    )
+    operations, samples = operations_per_sample(task), load_task_data(task).train.samples
+    cost = counterfactual_cost(task)
     seconds = {
         name: fmean(actor.get(name, 0.0) for actor in actors)
         for name in ("train", "validate", "paired", "step", "play")
@@ -196,6 +194,7 @@ def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: 
         "operations_per_second_limit": limit,
         "share_of_limit": rate * operations / limit,
         "counterfactual_cost": cost,
+        "statistics_cost": statistics_cost(task),
         "memory_beyond_imports": max(actor["memory"] for actor in actors) - bare,
         "phases": {
             "train": seconds["train"] / wall,
@@ -241,8 +240,30 @@ def counterfactual_cost(task: TaskSpec) -> float:
 
     model.eval()
     seconds(0.5, True)
-    ratios = sorted(seconds(0.5, True) / seconds(0.5, False) for _ in range(5))
-    return ratios[2]
+    return median(seconds(0.5, True) / seconds(0.5, False) for _ in range(_PAIRS))
+
+
+def statistics_cost(task: TaskSpec) -> float:
+    """Returns the time of an epoch with gradient statistics, as a multiple of that without, while a seed blends in."""
+    torch.set_num_threads(1)
+    data, model = load_task_data(task), create_model(task)
+    model.germinate_seed(registered_blueprints(model.seed_slot.topology)[0], "seed")
+    optimizers = [
+        build_optimizer(parameters, settings)
+        for parameters, settings in (
+            (model.get_host_parameters(), task.host_optimizer),
+            (model.get_seed_parameters(), task.seed_optimizer),
+        )
+    ]
+
+    def seconds(collect: bool) -> float:
+        started = time.perf_counter()
+        criterion = nn.CrossEntropyLoss()
+        _train_one_epoch(model, data.train, criterion, *optimizers, "cpu", task.task_type, collect_gradients=collect)
+        return time.perf_counter() - started
+
+    seconds(True)
+    return median(seconds(True) / seconds(False) for _ in range(_PAIRS))
 
 
 def show(rows: list[dict[str, Any]], before: dict[str, dict[str, Any]]) -> None:
@@ -256,6 +277,7 @@ def show(rows: list[dict[str, Any]], before: dict[str, dict[str, Any]]) -> None:
             "samples/s",
             "of the limit",
             "counterfactual",
+            "statistics",
             "memory",
         ),
         *PHASES,
@@ -274,6 +296,7 @@ def show(rows: list[dict[str, Any]], before: dict[str, dict[str, Any]]) -> None:
             figure(row, "samples_per_second_of_actor", f"{row['samples_per_second_of_actor']:,.0f}"),
             figure(row, "share_of_limit", f"{row['share_of_limit']:.0%}"),
             figure(row, "counterfactual_cost", f"×{row['counterfactual_cost']:.2f}"),
+            figure(row, "statistics_cost", f"×{row['statistics_cost']:.3f}"),
             f"{row['memory_beyond_imports'] / 1e6:.0f} MB",
             *(f"{row['phases'][phase]:.1%}" for phase in PHASES),
         )
