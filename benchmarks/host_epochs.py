@@ -1,20 +1,26 @@
 """How fast hosts train, task by task, and where the time goes; a table, and everything as JSON beside it.
 
-Usage: python benchmarks/host_epochs.py [TASK ...] [--out FILE.json] [--compare OLD.json]
+Usage: python benchmarks/host_epochs.py [TASK ...] [--json FILE] [--compare OLD]
 
 Real actors play real episodes with a policy that has learned nothing yet, so that seeds come and go. In the same run
 each core's float32 matrix product is timed: with the operations that forward and backward pass of an image need,
 counted by torch, that gives the arithmetic limit.
+
+samples/s       of an actor while it trains
+of the limit    share of what a core's matrix products would allow
+counterfactual  validation with the counterfactual of a large seed, as a multiple of validation alone
+statistics      an epoch with gradient statistics, as a multiple of one without
+memory          of an actor that nobody shares, beyond that of a process that has imported torch and RLlib
+train … idle    shares of the wall time of an actor; idle is waiting for the others and the policy's update
 """
 
 import argparse
-import json
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -22,6 +28,7 @@ import made_up_images
 import psutil
 import ray
 import torch
+from figures import Row, earlier_figures, figures_file, with_ratio, write_figures
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from rich.console import Console
 from rich.table import Table
@@ -32,10 +39,9 @@ from esper_ray.errors import DatasetError
 from esper_ray.models.blueprints import registered_blueprints
 from esper_ray.orchestration.config import PPOSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner, PlayedEpisode
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
-from esper_ray.orchestration.run.plan import origin
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data
 from esper_ray.training import _train_one_epoch, build_optimizer, evaluate, lockstep
 from esper_ray.training.work import EvaluationWork
@@ -85,14 +91,20 @@ class TimedRunner(EpisodeRunner):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._seconds: Counter[str] = Counter()
+        if self.env is None:  # the driver's own, which plays nothing
+            return
         lockstep._do_group = self._timing_work(lockstep._do_group)
-        self.env.unwrapped.step = self._timing(self.env.unwrapped.step, "step")
-        self.env.unwrapped.reset = self._timing(self.env.unwrapped.reset, "step")
-        self.play = self._timing(self.play, "play")
+        self.env.unwrapped.step = self._timing_step(self.env.unwrapped.step)
+        self.env.unwrapped.reset = self._timing_step(self.env.unwrapped.reset)
 
-    def _timing(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+    def play(self, *arguments: Any) -> list[PlayedEpisode]:
+        """Plays episodes."""
+        with self._phase("play"):
+            return super().play(*arguments)
+
+    def _timing_step(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
-            with self._phase(phase):
+            with self._phase("step"):
                 return function(*arguments, **named)
 
         return timed
@@ -146,7 +158,7 @@ class Importer:
         return own_memory()
 
 
-def measure(work: Work) -> dict[str, Any]:
+def measure(work: Work) -> Row:
     """Plays an iteration and returns what it took.
 
     Raises:
@@ -195,7 +207,7 @@ def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: 
         "share_of_limit": rate * operations / limit,
         "counterfactual_cost": cost,
         "statistics_cost": statistics_cost(task),
-        "memory_beyond_imports": max(actor["memory"] for actor in actors) - bare,
+        "memory_beyond_imports": (max(actor["memory"] for actor in actors) - bare) / 1e6,
         "phases": {
             "train": seconds["train"] / wall,
             "validate": (seconds["validate"] + seconds["paired"] - counterfactual) / wall,
@@ -266,61 +278,49 @@ def statistics_cost(task: TaskSpec) -> float:
     return median(seconds(True) / seconds(False) for _ in range(_PAIRS))
 
 
-def show(rows: list[dict[str, Any]], before: dict[str, dict[str, Any]]) -> None:
+_COLUMNS = {
+    "host_epochs_per_second": ("host epochs/s", "{:.3g}"),
+    "host_epochs_per_second_of_actor": ("of an actor", "{:.3g}"),
+    "episodes_per_minute": ("episodes/min", "{:.3g}"),
+    "samples_per_second_of_actor": ("samples/s", "{:,.0f}"),
+    "share_of_limit": ("of the limit", "{:.0%}"),
+    "counterfactual_cost": ("counterfactual", "×{:.2f}"),
+    "statistics_cost": ("statistics", "×{:.3f}"),
+    "memory_beyond_imports": ("memory", "{:.0f} MB"),
+}
+
+
+def show(rows: Sequence[Row], before: Mapping[str, Row]) -> None:
     """Prints the table; behind a figure its ratio to that of `before`, by row name."""
-    table = Table(
-        *(
-            "task",
-            "host epochs/s",
-            "of an actor",
-            "episodes/min",
-            "samples/s",
-            "of the limit",
-            "counterfactual",
-            "statistics",
-            "memory",
-        ),
-        *PHASES,
-    )
-
-    def figure(row: dict[str, Any], name: str, text: str) -> str:
-        old = before.get(row["name"], {}).get(name)
-        return f"{text} (×{row[name] / old:.2f})" if old else text
-
+    table = Table("task", *(title for title, _ in _COLUMNS.values()), *PHASES)
     for row in rows:
-        table.add_row(
-            row["name"],
-            figure(row, "host_epochs_per_second", f"{row['host_epochs_per_second']:.3g}"),
-            f"{row['host_epochs_per_second_of_actor']:.3g}",
-            figure(row, "episodes_per_minute", f"{row['episodes_per_minute']:.3g}"),
-            figure(row, "samples_per_second_of_actor", f"{row['samples_per_second_of_actor']:,.0f}"),
-            figure(row, "share_of_limit", f"{row['share_of_limit']:.0%}"),
-            figure(row, "counterfactual_cost", f"×{row['counterfactual_cost']:.2f}"),
-            figure(row, "statistics_cost", f"×{row['statistics_cost']:.3f}"),
-            f"{row['memory_beyond_imports'] / 1e6:.0f} MB",
-            *(f"{row['phases'][phase]:.1%}" for phase in PHASES),
-        )
-    Console(width=200).print(table)
+        measured = (with_ratio(form.format(row[name]), row, name, before) for name, (_, form) in _COLUMNS.items())
+        table.add_row(row["name"], *measured, *(f"{row['phases'][phase]:.1%}" for phase in PHASES))
+    Console(width=240).print(table)
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", help="only these tasks")
-    parser.add_argument("--out", type=Path, default=Path("host_epochs.json"), help="where the figures are written")
-    parser.add_argument("--compare", type=Path, help="figures of an earlier run")
-    arguments = parser.parse_args()
-    before = json.loads(arguments.compare.read_text())["rows"] if arguments.compare else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(dict.fromkeys(work.task for work in WORKS))
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"only these: {', '.join(names)}")
+    parser.add_argument("--json", type=figures_file, metavar="FILE", help="where the figures are written")
+    parser.add_argument("--compare", type=earlier_figures, default={}, metavar="OLD", help="such a file, for ratios")
+    given = parser.parse_args()
+    for name in given.tasks:
+        if name not in names:
+            parser.error(f"{name}: expected one of {', '.join(names)}")
+    warnings.filterwarnings("ignore", ".*Overriding environment")  # of the row before
     rows = []
     for work in WORKS:
-        if arguments.tasks and work.task not in arguments.tasks:
-            continue
-        try:
-            rows.append(measure(work))
-        except DatasetError as error:
-            print(f"{work.name}: not measured: {error}")
-    arguments.out.write_text(json.dumps({"origin": origin(), "rows": rows}, indent=1))
-    show(rows, {row["name"]: row for row in before})
+        if not given.tasks or work.task in given.tasks:
+            try:
+                rows.append(measure(work))
+            except DatasetError as error:
+                print(f"{work.name}: not measured: {error}")
+    show(rows, given.compare)
+    if given.json:
+        write_figures(given.json, rows)
 
 
 if __name__ == "__main__":
