@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from esper_ray.cli.main import TasksConfig, _parse, run
+from esper_ray.cli.main import _parse, run
 from esper_ray.lifecycle import SeedStage
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import TasksConfig, TrainConfig
 from esper_ray.orchestration.fleet.env_runner import ActorEnv
 from esper_ray.orchestration.run.checkpoint import read_facts
 from esper_ray.orchestration.run.run_folder import checkpoints_of, iteration_of
@@ -153,15 +153,22 @@ def test_an_error_in_a_process_of_its_own_shows_no_traceback() -> None:
     assert answer.stderr == "esper-ray: unknown task 'digit': did you mean 'digits'?\n"
 
 
-def test_help_needs_neither_torch_nor_ray() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"), [("--help", {"pydantic"}), ("train --help", set()), ("tasks -h", set())]
+)
+def test_help_needs_neither_torch_nor_ray(arguments: str, unneeded: set[str]) -> None:
     code = (
         "import sys; from esper_ray.cli.main import run\n"
-        "try: run(['train', '--help'])\n"
+        "try: run(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "print({'torch', 'ray', 'gymnasium'} & set(sys.modules))"
+        "print(*sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert answer.stdout.splitlines()[-1] == "set()"
+    answer = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()], capture_output=True, text=True, check=True
+    )
+    help_text, _, modules = answer.stdout.rstrip().rpartition("\n")
+    assert "usage: esper-ray" in help_text
+    assert not {"torch", "ray", "gymnasium", "numpy", *unneeded} & set(modules.split())
 
 
 def test_tasks_lists_every_task_and_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

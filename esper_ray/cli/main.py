@@ -1,6 +1,5 @@
 """Entry point of `esper-ray`: reads the flags, runs the command, turns errors into one line and exit code 2."""
 
-import importlib
 import io
 import itertools
 import operator
@@ -9,47 +8,28 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
-from pydantic import BaseModel
 
+from esper_ray.cli.commands import COMMANDS
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
-from esper_ray.orchestration.config import (
-    CompareConfig,
-    EvaluateConfig,
-    ExportConfig,
-    HeuristicConfig,
-    PlanConfig,
-    ReplayConfig,
-    ReportConfig,
-    TasksConfig,
-    TrainConfig,
-    TuneConfig,
-    WatchConfig,
-    load_config,
-)
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from esper_ray.orchestration.config import TrainConfig
 
 _USAGE_ERROR = 2
 _GATHERED = ("--plugin", "--set", "--logger")
 _RULE = re.compile(r"[ │╭╮╰╯─-]*")
 
 
-_COMMANDS: dict[str, tuple[type[BaseModel], str]] = {
-    "train": (TrainConfig, "train:run_train"),
-    "plan": (PlanConfig, "plan:run_plan"),
-    "tune": (TuneConfig, "tune:run_tune"),
-    "heuristic": (HeuristicConfig, "heuristic:run_heuristic"),
-    "evaluate": (EvaluateConfig, "evaluate:run_evaluate"),
-    "compare": (CompareConfig, "compare:run_compare"),
-    "report": (ReportConfig, "report:run_report"),
-    "watch": (WatchConfig, "report:run_watch"),
-    "export": (ExportConfig, "export:run_export"),
-    "replay": (ReplayConfig, "replay:run_replay"),
-    "tasks": (TasksConfig, "tasks:run_tasks"),
-}
-"""Command → its settings, and the function of `esper_ray.cli` that runs it; torch and Ray are imported only there."""
+@dataclass
+class _NotAsked:
+    """Stands for the settings of a command that is not asked for: to build them all takes longer than to answer."""
 
 
 def main() -> None:
@@ -63,7 +43,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     try:
-        return _dispatch(_parse(arguments))
+        config = _parse(arguments)
+        return COMMANDS[arguments[0]].run(config)
     except EpisodeFailedError as error:
         print(f"esper-ray: {error}", file=sys.stderr)
         return 1
@@ -75,14 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _dispatch(config: BaseModel) -> int:
-    (target,) = [target for model, target in _COMMANDS.values() if type(config) is model]
-    module, _, function = target.partition(":")
-    exit_code: int = getattr(importlib.import_module(f"esper_ray.cli.{module}"), function)(config)
-    return exit_code
-
-
-def _parse(arguments: Sequence[str]) -> BaseModel:
+def _parse(arguments: Sequence[str]) -> "BaseModel":
     """Returns the command's configuration; `--help` prints and exits.
 
     Raises:
@@ -90,10 +64,12 @@ def _parse(arguments: Sequence[str]) -> BaseModel:
     """
     _require_known(arguments)
     errors = io.StringIO()
-    subcommands = {name: tyro.conf.subcommand(name) for name in _COMMANDS}
-    for name, model in (("train", TrainConfig), ("plan", PlanConfig)):
-        subcommands[name] = tyro.conf.subcommand(name, default=_config_of_file(arguments, model))
-    commands: list[Any] = [Annotated[model, subcommands[name]] for name, (model, _) in _COMMANDS.items()]
+    commands: list[Any] = []
+    for name, command in COMMANDS.items():
+        settings: Any = command.model() if name in arguments[:1] else _NotAsked
+        default = _config_of_file(arguments, settings) if "config" in getattr(settings, "model_fields", ()) else None
+        given: dict[str, Any] = {} if default is None else {"default": default}
+        commands.append(Annotated[settings, tyro.conf.subcommand(name, description=command.summary, **given)])
     choice: Any = Union[tuple(commands)]  # noqa: UP007
     try:
         with redirect_stderr(errors):
@@ -142,8 +118,10 @@ def _split_flag(argument: str) -> list[str]:
     return [flag, value] if flag in _GATHERED and equals else [argument]
 
 
-def _config_of_file(arguments: Sequence[str], model: type[TrainConfig]) -> TrainConfig:
+def _config_of_file(arguments: Sequence[str], model: "type[TrainConfig]") -> "TrainConfig":
     """Returns what `--config FILE` says, which the flags then override; without it the defaults."""
+    from esper_ray.orchestration.config import load_config
+
     joined = [part for argument in arguments for part in argument.split("=", 1)]
     if "--config" not in joined[:-1]:
         return model()
@@ -155,22 +133,21 @@ def _require_known(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         return
     command = arguments[0]
-    if command not in _COMMANDS:
-        raise EsperError(unknown_name("command", command, _COMMANDS))
-    known = {"--help", *_flags(_COMMANDS[command][0])}
+    if command not in COMMANDS:
+        raise EsperError(unknown_name("command", command, COMMANDS))
+    known = {"--help", *_flags(COMMANDS[command].model())}
     for argument in arguments[1:]:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
             raise EsperError(unknown_name("flag", flag, known))
 
 
-def _flags(model: type[BaseModel], prefix: str = "--") -> list[str]:
+def _flags(model: "type[BaseModel]", prefix: str = "--") -> list[str]:
     flags: list[str] = []
     for name, field in model.model_fields.items():
         flag = prefix + name.replace("_", "-")
         inner = field.annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        flags += _flags(inner, f"{flag}.") if nested else [flag]  # type: ignore[arg-type]
+        flags += _flags(inner, f"{flag}.") if hasattr(inner, "model_fields") else [flag]  # type: ignore[arg-type]
     return flags
 
 

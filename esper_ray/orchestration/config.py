@@ -118,7 +118,7 @@ class RunChoice(TaskChoice):
 
 
 class TrainConfig(RunChoice):
-    """Train a stage policy with PPO or APPO over parallel hosts."""
+    """Settings of `esper-ray train`."""
 
     command: ClassVar[str] = "train"
 
@@ -171,11 +171,11 @@ class TrainConfig(RunChoice):
 
 
 class PlanConfig(TrainConfig):
-    """Say what a training run will need, with the flags of `train`: where actors sit, how long, how much memory."""
+    """Settings of `esper-ray plan`."""
 
 
 class HeuristicConfig(RunChoice):
-    """Play episodes with the heuristic policy: blueprints in turn, keep what helps."""
+    """Settings of `esper-ray heuristic`."""
 
     command: ClassVar[str] = "heuristic"
     iterations: ClassVar[int] = 0
@@ -222,7 +222,7 @@ class _HeldOutRun(BaseModel):
 
 
 class EvaluateConfig(_HeldOutRun):
-    """Play a checkpoint's policy on held-out hosts: validation and test accuracy, growth, stage timelines."""
+    """Settings of `esper-ray evaluate`."""
 
     command: ClassVar[str] = "evaluate"
 
@@ -235,7 +235,7 @@ class EvaluateConfig(_HeldOutRun):
 
 
 class CompareConfig(_HeldOutRun):
-    """Hold checkpoints against simple controls on the same held-out hosts, and say whether learning paid."""
+    """Settings of `esper-ray compare`."""
 
     command: ClassVar[str] = "compare"
 
@@ -286,7 +286,7 @@ class CompareConfig(_HeldOutRun):
 
 
 class ExportConfig(BaseModel):
-    """Write a grown host of a run as plain weights with code that needs torch only."""
+    """Settings of `esper-ray export`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -305,7 +305,7 @@ class ExportConfig(BaseModel):
 
 
 class ReplayConfig(BaseModel):
-    """Play a recorded episode again, without Ray, and say whether it comes out as recorded, epoch by epoch."""
+    """Settings of `esper-ray replay`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -322,7 +322,7 @@ class ReplayConfig(BaseModel):
 
 
 class TuneConfig(BaseModel):
-    """Search settings with Ray Tune, each tried with several training seeds, and rank them."""
+    """Settings of `esper-ray tune`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -343,7 +343,7 @@ class TuneConfig(BaseModel):
 
 
 class ReportConfig(BaseModel):
-    """Write one HTML page about a run or a search, with charts; it needs no network."""
+    """Settings of `esper-ray report`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -356,7 +356,7 @@ class ReportConfig(BaseModel):
 
 
 class WatchConfig(BaseModel):
-    """Serve a run's report on this machine, kept up to date while the run goes on. Ctrl-C ends it."""
+    """Settings of `esper-ray watch`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -369,7 +369,7 @@ class WatchConfig(BaseModel):
 
 
 class TasksConfig(BaseModel):
-    """List the tasks with their hosts, blueprints and data, or every setting of one."""
+    """Settings of `esper-ray tasks`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
