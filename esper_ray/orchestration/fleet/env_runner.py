@@ -25,9 +25,11 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv, Policy
 from esper_ray.episode.env import Observation, StepResult
 from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.rollout import play_episodes
+from esper_ray.lean_torch import without_compiler
 from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
 from esper_ray.orchestration.fleet.placement import assigned_device
 from esper_ray.orchestration.fleet.progress import ProgressReporter
+from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.plugins import load_plugins
 from esper_ray.seeding import Stream, derive_seed, seeded
@@ -147,11 +149,10 @@ class ActorEnv(MorphogenesisEnv):
     """
 
     def __init__(self, context: dict[str, Any]) -> None:
+        without_compiler()
         load_plugins(context["plugins"])
         task = TaskSpec.model_validate(context["task"])
         data_dir = Path(context["data_dir"]) if context["data_dir"] else None
-        # RLlib switches this on when it seeds an actor; torch then fills every new tensor, a third of a small epoch.
-        torch.use_deterministic_algorithms(False)
         super().__init__(
             task,
             assigned_device(),
@@ -266,6 +267,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     """An EnvRunner that plays whole episodes, several at the same time. A failure is returned, never hidden."""
 
     def __init__(self, **settings: Any) -> None:
+        without_deterministic_mode()
         super().__init__(**settings)
         self._module_to_env.insert_before(GetActions, SeededActions())
 

@@ -28,6 +28,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, OwedTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.learner.health import UpdateWatch
 from esper_ray.orchestration.learner.learner_state import (
@@ -67,9 +68,8 @@ class EpisodeAlgorithm(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds actors and learner."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
+        without_deterministic_mode()
         super().setup(config)
-        torch.use_deterministic_algorithms(deterministic)  # seeding switches it on, for the whole process
         self.episodes: list[FinishedEpisode] = []
         self.learner_figures: dict[str, float | None] = {}
         self.keep_from = inf

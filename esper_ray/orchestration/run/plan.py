@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
+from esper_ray.lean_torch import without_compiler
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
 from esper_ray.orchestration.fleet.env_runner import ActorSettings
@@ -233,6 +234,7 @@ def _algorithm(
     )
     learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
     torch.set_num_threads(1)
+    without_compiler()
     try:
         algorithm = build_algorithm(actor, learning, placement)
     except RayError as error:

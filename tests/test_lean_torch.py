@@ -1,0 +1,58 @@
+"""A process that trains does without torch's compiler, and computes what it would with it."""
+
+import subprocess
+import sys
+
+import pytest
+
+TRAINED = """
+import sys, torch
+from torch import nn
+def trained(kind):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    optimizer = getattr(torch.optim, kind)(layer.parameters(), lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        layer(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    return layer.weight.tolist()
+"""
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_optimizers_step_without_the_compiler_as_they_do_with_it(kind: str) -> None:
+    code = f"""{TRAINED}
+from esper_ray.lean_torch import without_compiler
+without_compiler()
+print(trained({kind!r}), "torch._dynamo" in sys.modules)
+without_compiler()
+print(trained({kind!r}), "torch._dynamo" in sys.modules)
+"""
+    lean = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole = subprocess.run(
+        [sys.executable, "-c", f"{TRAINED}\nprint(trained({kind!r}), False)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert lean.stdout == 2 * whole.stdout
+
+
+def test_an_actor_trains_without_the_compiler() -> None:
+    code = """
+import sys
+from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.learner.learner_config import Learning, build_config
+from esper_ray.tasks import get_task_spec
+settings = ActorSettings(get_task_spec("digits", {"data.train_samples": 64, "data.validation_samples": 50}))
+learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=1, seed=0)
+runner = EpisodeRunner(config=build_config(settings, learning, Placement(0, 1, 0.0, 2)), worker_index=1)
+runner._envs().time_epoch()
+print({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "set()"
