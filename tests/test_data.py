@@ -162,3 +162,19 @@ def test_the_prepared_file_is_not_changed_by_training() -> None:
     inputs, _ = prepared.split("train")
     inputs[:] = 0
     assert prepared.split("train")[0].sum() > 0
+
+
+def test_loaders_of_another_host_share_the_tensors_and_keep_their_own_order() -> None:
+    task = get_task_spec("digits")
+    data = load_task_data(task)
+    other = data.of_another_host()
+    for loader, order_seed in ((data.train, 1), (other.train, 2)):
+        loader.start_epoch(order_seed)
+    interleaved = list(zip(data.train, other.train, strict=True))
+    alone = load_task_data(task).train
+    for place, order_seed in enumerate((1, 2)):
+        alone.start_epoch(order_seed)
+        for batches, (inputs, targets) in zip(interleaved, alone, strict=True):
+            assert torch.equal(batches[place][0], inputs)
+            assert torch.equal(batches[place][1], targets)
+    assert other.train._inputs.data_ptr() == data.train._inputs.data_ptr()  # type: ignore[attr-defined]

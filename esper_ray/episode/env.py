@@ -22,6 +22,7 @@ from esper_ray.episode.record import EpisodeRecord, EpochRecord
 from esper_ray.episode.rewards import Moment, RewardInput, reward_components
 from esper_ray.seeding import seeded
 from esper_ray.tasks import (
+    TaskData,
     TaskSpec,
     create_model,
     draw_host,
@@ -62,6 +63,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         skip_forced_waits: leave out of the trajectory what offers no choice; may be changed before a reset.
         share_beginnings: train the epochs before a host's first real choice once per host seed and machine, and take
             them over from then on. Every number stays the same; it pays where host seeds come again.
+        data: the task's data on the device, of which nothing is copied; unset: it is loaded.
 
     Raises:
         DatasetError: the data set is missing.
@@ -76,6 +78,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         truncate: bool = False,
         skip_forced_waits: bool = False,
         share_beginnings: bool = False,
+        data: TaskData | None = None,
     ) -> None:
         task = with_tokenizer(task, data_dir)
         task.require_reachable_probation()
@@ -84,7 +87,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         self._device = torch.device(device)
         self._data_dir = data_dir
         self._truncate = truncate
-        self._data = load_task_data(task, device, data_dir)
+        self._data = load_task_data(task, device, data_dir) if data is None else data.of_another_host()
         self._test: BatchLoader | None = None
         folder = prepare_data(task, data_dir).folder
         self._beginnings = HostCache("beginnings", task, folder, self._device) if share_beginnings else None
@@ -153,6 +156,11 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
     def epochs(self) -> tuple[EpochRecord, ...]:
         """What was measured in each epoch of the episode so far."""
         return tuple(self._epochs)
+
+    @property
+    def data(self) -> TaskData:
+        """The task's data on the device."""
+        return self._data
 
     @property
     def device(self) -> torch.device:

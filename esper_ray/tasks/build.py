@@ -1,5 +1,6 @@
 """From a task to a model and to loaders."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,10 @@ class TaskData:
 
     train: BatchLoader
     validation: BatchLoader
+
+    def of_another_host(self) -> "TaskData":
+        """Returns loaders of the same tensors that may be iterated, in another order, at the same time as these."""
+        return TaskData(copy.copy(self.train), copy.copy(self.validation))
 
     def of_host(self, task: TaskSpec, host_seed: int) -> "TaskData":
         """Returns what the host of a seed sees of it: its share of the training samples, with its wrong labels."""

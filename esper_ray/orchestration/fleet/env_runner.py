@@ -37,7 +37,7 @@ from esper_ray.tasks import TaskSpec
 from esper_ray.training import Steps
 
 DECISION_SEED = "decision_seed"
-_WORKER_INDEX, _HOST = "worker_index", "host"
+_WORKER_INDEX, _HOST, _DATA = "worker_index", "host", "data"
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ class ActorEnv(MorphogenesisEnv):
             data_dir,
             skip_forced_waits=context["skip_forced_waits"],
             share_beginnings=context["host_pool"] is not None,
+            data=context.get(_DATA),
         )
         self.ticket = Ticket(context[_WORKER_INDEX], 0, 0, 0)
         self._reporter = ProgressReporter(context["board"], context[_WORKER_INDEX], context[_HOST])
@@ -228,7 +229,7 @@ class ActorEnv(MorphogenesisEnv):
 
 
 class ActorEnvs(LockstepEnvs):
-    """An actor's environments.
+    """An actor's environments. They share one copy of the data.
 
     Args:
         context: as `ActorSettings.as_env_config` returns it, with "worker_index", and "num_envs".
@@ -242,7 +243,9 @@ class ActorEnvs(LockstepEnvs):
         return cast("type[Self]", type(f"{env_class.__name__}s", (cls,), {"env_class": env_class}))
 
     def __init__(self, context: dict[str, Any]) -> None:
-        super().__init__([self.env_class({**context, _HOST: host}) for host in range(context["num_envs"])])
+        first = self.env_class({**context, _HOST: 0})
+        others = [self.env_class({**context, _HOST: host, _DATA: first.data}) for host in range(1, context["num_envs"])]
+        super().__init__([first, *others])
 
 
 class SeededActions(ConnectorV2):
