@@ -25,8 +25,8 @@ from rich.table import Table
 from esper_ray.data.cache import cache_folder
 from esper_ray.errors import EsperError
 from esper_ray.orchestration.config import PPOSettings, TaskChoice
+from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import assign
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm

@@ -38,8 +38,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper_ray.errors import DatasetError
 from esper_ray.models.blueprints import registered_blueprints
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner, PlayedEpisode
+from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data

@@ -39,9 +39,10 @@ from rich.table import Table
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.dispatch import Dispatcher
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorEnvs, ActorSettings, PlayedEpisode, Weights
+from esper_ray.orchestration.fleet.env_runner import PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO

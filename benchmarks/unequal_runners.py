@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any, Literal
 
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config

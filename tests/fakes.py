@@ -17,8 +17,9 @@ from ray.rllib.env import single_agent_env_runner
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
-from esper_ray.orchestration.fleet import env_runner
-from esper_ray.orchestration.fleet.env_runner import ActorEnv, EpisodeRunner
+from esper_ray.orchestration.fleet import actor_envs
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv
+from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
 from esper_ray.orchestration.fleet.tickets import Ticket, held_out_seeds
 from esper_ray.training import Steps
 
@@ -98,7 +99,7 @@ def on_the_cpu() -> Iterator[None]:
     """Hosts and policy live on the CPU, whatever GPU Ray has assigned: it may be one in name only."""
     cpu = torch.device("cpu")
     with (
-        mock.patch.object(env_runner, "assigned_device", return_value=cpu),
+        mock.patch.object(actor_envs, "assigned_device", return_value=cpu),
         mock.patch.object(single_agent_env_runner, "get_device", return_value=cpu),
     ):
         yield

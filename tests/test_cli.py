@@ -14,7 +14,7 @@ import ray
 from esper_ray.cli.main import _parse, run
 from esper_ray.lifecycle import SeedStage
 from esper_ray.orchestration.config import TasksConfig, TrainConfig
-from esper_ray.orchestration.fleet.env_runner import ActorEnv
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv
 from esper_ray.orchestration.run.checkpoint import read_facts
 from esper_ray.orchestration.run.run_folder import checkpoints_of, iteration_of
 

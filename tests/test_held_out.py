@@ -16,8 +16,8 @@ from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO

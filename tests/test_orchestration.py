@@ -17,8 +17,8 @@ from ray.exceptions import RayError
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import EpisodeFailedError, PlacementError
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import ActorEnv
 from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket, assign
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm

@@ -13,8 +13,9 @@ from esper_ray.cli.main import run
 from esper_ray.data import source
 from esper_ray.models import CNNHost, blueprints, host, hosts
 from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import plugin_environment
-from esper_ray.orchestration.fleet.env_runner import ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.run import plan

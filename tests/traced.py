@@ -8,7 +8,7 @@ from fakes import CPURunner, TracedEnv
 from learners import TASK
 
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings
+from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO

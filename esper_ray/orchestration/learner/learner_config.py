@@ -9,7 +9,8 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from esper_ray.orchestration.config import PPOSettings
-from esper_ray.orchestration.fleet.env_runner import ActorEnvs, ActorSettings, EpisodeRunner
+from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
+from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO, EpisodeAPPOLearner

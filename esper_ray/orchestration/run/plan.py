@@ -19,10 +19,9 @@ from ray.exceptions import RayError
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.lean_torch import without_compiler
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
+from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
-from esper_ray.orchestration.fleet.env_runner import ActorSettings
 from esper_ray.orchestration.fleet.interrupts import interrupts_raise, time_limit
 from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.progress import BoardReader, start_board
@@ -31,6 +30,7 @@ from esper_ray.orchestration.learner.learner_config import Learning, build_algor
 from esper_ray.orchestration.run.preflight import Preflight, check
 from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_usable, require_writable
 from esper_ray.plugins import load_plugins
+from esper_ray.process import without_compiler
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
 
 RunConfig = TrainConfig | HeuristicConfig | EvaluateConfig | CompareConfig
