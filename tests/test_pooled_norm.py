@@ -1,0 +1,78 @@
+"""Batch norm, ReLU and pooling in one, against torch's own operations."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esper_ray.models import pooled_norm
+from esper_ray.models.pooled_norm import norm_relu_pool
+
+SHAPES = [(128, 8, 32, 32), (130, 8, 28, 28), (128, 16, 16, 16), (16, 16, 34, 32)]
+
+
+def norm_of(channels: int, gain: float = 0.5) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.uniform_(gain, gain + 1.0)
+        norm.bias.uniform_(-1.0, 1.0)
+        norm.running_mean.uniform_(-1.0, 1.0)  # type: ignore[union-attr]
+        norm.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    return norm
+
+
+def images_of(shape: tuple[int, ...]) -> Tensor:
+    return (3 * torch.randn(shape) + 1).contiguous(memory_format=torch.channels_last)
+
+
+def plain(features: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    return F.max_pool2d(F.relu(norm(features)), kernel_size=2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_training_step_comes_to_what_torch_s_operations_come_to(shape: tuple[int, ...]) -> None:
+    """In double precision, so that what torch itself rounds away does not count."""
+    norm = norm_of(shape[1])
+    exact, features = copy.deepcopy(norm).double(), images_of(shape)
+    twin = features.double().requires_grad_()
+    features.requires_grad_()
+    assert pooled_norm._is_quick(features, norm)
+    outputs, expected = norm_relu_pool(features, norm), plain(twin, exact)
+    weights = torch.randn_like(outputs)
+    (outputs * weights).sum().backward()
+    (expected * weights.double()).sum().backward()
+    torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-5)
+    pairs = [(features.grad, twin.grad)]
+    pairs += [(mine.grad, other.grad) for mine, other in zip(norm.parameters(), exact.parameters(), strict=True)]
+    pairs += [(norm.running_mean, exact.running_mean), (norm.running_var, exact.running_var)]
+    for found, other in pairs:
+        assert found is not None and other is not None
+        assert (found - other).norm() <= 1e-5 * other.norm()
+    assert norm.num_batches_tracked == exact.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_validation_comes_to_the_same_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    norm, features = norm_of(shape[1]).eval(), images_of(shape)
+    with torch.inference_mode():
+        assert pooled_norm._is_quick(features, norm)
+        assert torch.equal(norm_relu_pool(features, norm), plain(features, norm))
+
+
+@pytest.mark.parametrize(
+    ("shape", "gain"),
+    [((128, 8, 32, 32), -0.5), ((128, 8, 33, 32), 0.5), ((128, 8, 31, 31), 0.5), ((2, 8, 8, 8), 0.5)],
+    ids=["negative gains", "odd height", "odd", "small"],
+)
+def test_what_it_is_not_made_for_is_left_to_torch(shape: tuple[int, ...], gain: float) -> None:
+    norm, features = norm_of(shape[1], gain), images_of(shape)
+    twin = copy.deepcopy(norm)
+    assert not pooled_norm._is_quick(features, norm)
+    assert torch.equal(norm_relu_pool(features, norm), plain(features, twin))
