@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import gc
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 import ray
+from figures import figures_file, write_figures
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +31,6 @@ from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import assign
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
-from esper_ray.orchestration.run.plan import origin
 from esper_ray.policies import RandomPolicy
 from esper_ray.tasks import get_task_spec
 
@@ -92,7 +91,7 @@ def measured(task: str, hosts: int, episodes: int, changes: dict[str, Any]) -> d
         algorithm.stop()
         for actor in baselines:
             ray.kill(actor)
-    return {"task": task, "hosts": hosts, **found}
+    return {"name": f"{task}, {hosts} hosts", "task": task, "hosts": hosts, **found}
 
 
 def asked(algorithm: EpisodeAlgorithm, function: Callable[..., Figures]) -> list[Figures]:
@@ -131,19 +130,17 @@ def counted(text: str) -> int:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=["digits"], metavar="TASK", help="tasks to measure (digits)")
     parser.add_argument("--hosts", type=counted, nargs="+", default=[1], help="hosts that an actor trains at a time")
     parser.add_argument("--episodes", type=counted, default=2, help="episodes per host")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="task settings to change")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--json", type=figures_file, metavar="FILE", help="where the figures are written")
     arguments = parser.parse_args()
     try:
         changes = TaskChoice(set=tuple(arguments.set)).task_overrides()
         for task in arguments.tasks:
             get_task_spec(task, changes)
-        if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-            parser.error(f"--json {arguments.json}: there is no such folder")
         with local_ray(num_cpus=RUNNERS):
             rows = [
                 measured(task, hosts, arguments.episodes, changes)
@@ -154,7 +151,7 @@ def main() -> None:
         parser.error(" ".join(str(error).split()))
     Console(width=180, highlight=False).print(table(rows))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"origin": origin(), "rows": rows}, indent=1))
+        write_figures(arguments.json, rows)
 
 
 if __name__ == "__main__":

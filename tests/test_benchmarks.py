@@ -35,6 +35,37 @@ def test_the_orchestration_benchmark_accounts_for_every_episode(tmp_path: Path) 
     assert ended.stdout.count("×") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path) -> None:
+    out = tmp_path / "new.json"
+    command = [sys.executable, BENCHMARKS / "host_epochs.py", "digits", "--json", out]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["name"] for row in rows] == ["digits", "digits, 16 hosts"]
+    for row in rows:
+        assert sum(row["phases"].values()) == pytest.approx(1.0)
+        assert all(0 <= share < 1 for share in row["phases"].values())
+        assert row["phases"]["train"] > 0.1
+        assert 0 < row["share_of_limit"] < 1
+        assert row["memory_beyond_imports"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_an_actor_s_memory_is_its_own_and_the_data_is_shared(tmp_path: Path) -> None:
+    """The goal for `digits`: 60 MB beyond what the imports take; nothing of the data set is copied."""
+    out = tmp_path / "new.json"
+    command = [sys.executable, BENCHMARKS / "actor_memory.py", "digits", "--json", out]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["episodes"]["uss"] - row["baseline"]["uss"] <= 60
+    assert row["episodes"]["data"] > 0
+    assert row["episodes"]["data_own"] == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
@@ -52,9 +83,37 @@ def test_the_orchestration_benchmark_accounts_for_every_episode(tmp_path: Path) 
 def test_the_orchestration_benchmark_refuses_what_it_cannot_measure(
     option: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr(sys, "argv", ["orchestration.py", option, value])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(BENCHMARKS / "orchestration.py"), run_name="__main__")
-    error = capsys.readouterr().err.splitlines()[-1]
+    error = refusal("orchestration.py", [option, value], monkeypatch, capsys)
     assert f"argument {option}" in error and reason in error
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "reason"),
+    [
+        ("host_epochs.py", ["digit"], "digit: expected one of digits,"),
+        ("host_epochs.py", ["--compare", "missing.json"], "no figures of a benchmark"),
+        ("host_epochs.py", ["--json", "missing/new.json"], "expected a file in a folder that is there"),
+        ("actor_memory.py", ["digit"], "unknown task 'digit'"),
+        ("actor_memory.py", ["--hosts", "0"], "expected at least 1"),
+        ("actor_memory.py", ["--set", "epochs=3"], "epochs"),
+        ("actor_memory.py", ["--json", "missing/new.json"], "expected a file in a folder that is there"),
+    ],
+)
+def test_the_other_benchmarks_refuse_what_they_cannot_measure(
+    benchmark: str,
+    arguments: list[str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert reason in refusal(benchmark, arguments, monkeypatch, capsys)
+
+
+def refusal(
+    benchmark: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", [benchmark, *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(BENCHMARKS / benchmark), run_name="__main__")
+    return capsys.readouterr().err.splitlines()[-1]

@@ -146,6 +146,12 @@ class JoinedModel(nn.Module):
         for kind in self.slot.seeds:
             kind.give_back()
 
+    def release(self) -> None:
+        """Lets go of the models."""
+        for kind in self.slot.seeds:
+            kind.release()
+        self.parts, self.slot.seeds = [], []
+
 
 class JoinedSlot(nn.Module):
     """The slots of all models.
@@ -230,6 +236,9 @@ class JoinedSeeds(nn.Module):
             for place, slot in enumerate(self._slots):
                 if self._incubating[place]:
                     slot.take_probe({name: parts[place] for name, parts in chunks.items()})
+
+    def release(self) -> None:
+        """Lets go of the slots and of what they have been given."""
         self._probe.clear()
         self._slots = []
 

@@ -226,7 +226,10 @@ def _do_group(works: Sequence[Any]) -> list[Any]:
             if evaluates and work.forced_alpha is not None:
                 stack.enter_context(work.model.seed_slot.force_alpha(work.forced_alpha))
         model.hold(models, _seeds_of_each_kind(works))
-    return evaluate_together(model, works) if evaluates else train_together(model, works)
+    try:
+        return evaluate_together(model, works) if evaluates else train_together(model, works)
+    finally:
+        model.release()
 
 
 def _seeds_of_each_kind(works: Sequence[Work]) -> list[JoinedSeeds]:
@@ -245,11 +248,14 @@ def _seeds_of_each_kind(works: Sequence[Work]) -> list[JoinedSeeds]:
 
 _JOINED: dict[Hashable, Any] = {}
 """Networks that this process has joined, by what they consist of. Their weights are those of the last use."""
+_MOST_JOINED = 256
 _CAN_BE_JOINED: dict[Hashable, bool] = {}
 
 
 def _joined(key: Hashable, build: Callable[[], _Module]) -> _Module:
     if key not in _JOINED:
+        if len(_JOINED) >= _MOST_JOINED:
+            _JOINED.clear()
         _JOINED[key] = build()
     module: _Module = _JOINED[key]
     return module
