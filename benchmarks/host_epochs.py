@@ -6,7 +6,8 @@ Real actors play real episodes with a policy that has learned nothing yet, so th
 each core's float32 matrix product is timed: with the operations that forward and backward pass of an image need,
 counted by torch, that gives the arithmetic limit.
 
-samples/s       of an actor while it trains
+without seeds   host epochs/s of the machine while all actors train and validate hosts without seeds and do nothing else
+samples/s       of an actor while it trains such hosts
 of the limit    share of what a core's matrix products would allow
 counterfactual  validation with the counterfactual of a large seed, as a multiple of validation alone
 statistics      an epoch with gradient statistics, as a multiple of one without
@@ -45,6 +46,7 @@ from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, algorithm_class, build_config
 from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data
 from esper_ray.training import _train_one_epoch, build_optimizer, evaluate, lockstep
+from esper_ray.training import epoch as epoch_module
 from esper_ray.training.work import EvaluationWork
 
 RUNNERS = 2
@@ -77,7 +79,7 @@ class Work:
 
 WORKS = (
     Work("digits", episodes=16),
-    Work("digits", hosts=16, episodes=32),
+    Work("digits", hosts=32, episodes=16),
     Work("fashion_mnist", episodes=2),
     Work("weak_cnn", changes={"max_epochs": 9, **_QUICK_LIFE}),
     Work("pydoc", changes={"max_epochs": 9, **_QUICK_LIFE}),
@@ -178,18 +180,32 @@ def measure(work: Work) -> Row:
             algorithm.ask_all("take_seat")
             limit = fmean(algorithm.ask_all("time_products"))
             algorithm.ask_all("take_times")
+            algorithm.ask_all("take_seat")
+            without_seeds = algorithm.ask_all("take_times")
             started = time.perf_counter()
             algorithm.train()
             wall = time.perf_counter() - started
             actors = algorithm.ask_all("take_times")
         finally:
             algorithm.stop()
-    return {"name": work.name, **summary(task, actors, wall, limit, bare)}
+    return {"name": work.name, **speed(task, without_seeds, limit), **summary(task, actors, wall, bare)}
 
 
-def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: float, bare: int) -> dict[str, Any]:
-    """Returns the figures of a row."""
-    operations, samples = operations_per_sample(task), load_task_data(task).train.samples
+def speed(task: TaskSpec, actors: list[dict[str, float]], limit: float) -> dict[str, Any]:
+    """Returns how fast hosts without seeds are trained, on all actors at once, while nothing else happens."""
+    samples, operations = load_task_data(task).train.samples, operations_per_sample(task)
+    rate = fmean(actor["host epochs"] * samples / actor["train"] for actor in actors)
+    return {
+        "host_epochs_per_second_without_seeds": sum(a["host epochs"] / (a["train"] + a["validate"]) for a in actors),
+        "samples_per_second_of_actor": rate,
+        "operations_per_sample": operations,
+        "operations_per_second_limit": limit,
+        "share_of_limit": rate * operations / limit,
+    }
+
+
+def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, bare: int) -> dict[str, Any]:
+    """Returns what became of an iteration's time."""
     cost = counterfactual_cost(task)
     seconds = {
         name: fmean(actor.get(name, 0.0) for actor in actors)
@@ -197,15 +213,10 @@ def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, limit: 
     }
     counterfactual = seconds["paired"] * (1 - 1 / cost)
     epochs = sum(actor["host epochs"] for actor in actors)
-    rate = epochs * samples / len(actors) / seconds["train"]
     return {
         "host_epochs_per_second": epochs / wall,
         "host_epochs_per_second_of_actor": epochs / wall / len(actors),
         "episodes_per_minute": 60 * epochs / task.max_epochs / wall,
-        "samples_per_second_of_actor": rate,
-        "operations_per_sample": operations,
-        "operations_per_second_limit": limit,
-        "share_of_limit": rate * operations / limit,
         "counterfactual_cost": cost,
         "statistics_cost": statistics_cost(task),
         "memory_beyond_imports": (max(actor["memory"] for actor in actors) - bare) / 1e6,
@@ -257,7 +268,11 @@ def counterfactual_cost(task: TaskSpec) -> float:
 
 
 def statistics_cost(task: TaskSpec) -> float:
-    """Returns the time of an epoch with gradient statistics, as a multiple of that without, while a seed blends in."""
+    """Returns the time of an epoch with gradient statistics, as a multiple of that without, while a seed blends in.
+
+    They are taken once, behind the last batch: a difference of two epochs would be noise, so they are timed by
+    themselves.
+    """
     torch.set_num_threads(1)
     data, model = load_task_data(task), create_model(task)
     model.germinate_seed(registered_blueprints(model.seed_slot.topology)[0], "seed")
@@ -269,20 +284,25 @@ def statistics_cost(task: TaskSpec) -> float:
         )
     ]
 
-    def seconds(collect: bool) -> float:
-        started = time.perf_counter()
-        criterion = nn.CrossEntropyLoss()
-        _train_one_epoch(model, data.train, criterion, *optimizers, "cpu", task.task_type, collect_gradients=collect)
-        return time.perf_counter() - started
+    def epoch() -> None:
+        _train_one_epoch(model, data.train, nn.CrossEntropyLoss(), *optimizers, "cpu", task.task_type)
 
-    seconds(True)
-    return median(seconds(True) / seconds(False) for _ in range(_PAIRS))
+    epoch()
+    return 1 + median(timed(lambda: epoch_module._gradient_stats(model)) / timed(epoch) for _ in range(_PAIRS))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Returns the seconds that something takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 _COLUMNS = {
     "host_epochs_per_second": ("host epochs/s", "{:.3g}"),
     "host_epochs_per_second_of_actor": ("of an actor", "{:.3g}"),
     "episodes_per_minute": ("episodes/min", "{:.3g}"),
+    "host_epochs_per_second_without_seeds": ("without seeds", "{:.3g}"),
     "samples_per_second_of_actor": ("samples/s", "{:,.0f}"),
     "share_of_limit": ("of the limit", "{:.0%}"),
     "counterfactual_cost": ("counterfactual", "×{:.2f}"),

@@ -43,7 +43,7 @@ def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path)
     ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     rows = json.loads(out.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["digits", "digits, 16 hosts"]
+    assert [row["name"] for row in rows] == ["digits", "digits, 32 hosts"]
     for row in rows:
         assert sum(row["phases"].values()) == pytest.approx(1.0)
         assert all(0 <= share < 1 for share in row["phases"].values())

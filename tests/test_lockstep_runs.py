@@ -34,7 +34,7 @@ def test_hosts_trained_together_are_an_episode_each_with_the_decisions_of_hosts_
     cluster: None, policy: Literal["mlp", "lstm"]
 ) -> None:
     found = []
-    for runners, hosts in ((0, 1), (1, HOSTS)):
+    for runners, hosts in ((0, 1), (1, HOSTS), (0, HOSTS)):
         algorithm = build(runners, EPISODES, hosts=hosts, policy=policy)
         try:
             algorithm.train()
@@ -42,7 +42,8 @@ def test_hosts_trained_together_are_an_episode_each_with_the_decisions_of_hosts_
             found.append(rows(algorithm))
         finally:
             algorithm.stop()
-    alone, together = found
+    alone, together, again = found
+    assert again == together, "to the last bit, in an actor as in this process"
     assert decisions(together) == decisions(alone)
     for row, expected in zip(together, alone, strict=True):
         assert row["per_epoch"]["val_loss"] == pytest.approx(expected["per_epoch"]["val_loss"], rel=0.01)

@@ -2,8 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -133,31 +133,66 @@ class SampleLoader(BatchLoader):
         return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if not self._shuffle and self._rows is None:
+        for inputs, targets in self._batches([self]):
+            yield inputs.squeeze(1).movedim(-1, 1), targets.squeeze(1)
+
+    def side_by_side(self, loaders: "Sequence[SampleLoader]") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of loaders of the same tensors as one, the first of which this is.
+
+        Shape:
+            inputs (N, K·channels, …), loader after loader; targets (N, K).
+        """
+        for inputs, targets in self._batches(loaders):
+            yield inputs.movedim(1, -2).flatten(-2).movedim(-1, 1), targets
+
+    def is_of_the_same(self, other: BatchLoader) -> bool:
+        """Whether another loader cuts the same tensors into batches of the same size."""
+        return (
+            isinstance(other, SampleLoader)
+            and other._inputs is self._inputs
+            and other._targets is self._targets
+            and other._augmentation is self._augmentation
+            and (other._samples, other._batch_size) == (self._samples, self._batch_size)
+        )
+
+    def _batches(self, loaders: "Sequence[SampleLoader]") -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields inputs (N, K, …, channels) and targets (N, K)."""
+        if not self._shuffle and self._rows is None:  # the same for all of them
             for start in range(0, self._samples, self._batch_size):
                 chosen = slice(start, start + self._batch_size)
-                yield self._batch(self._inputs[chosen], self._targets[chosen])
+                inputs, targets = self._prepared(self._inputs[chosen], self._targets[chosen])
+                count = len(targets), len(loaders)
+                yield inputs[:, None].expand(*count, *inputs.shape[1:]), targets[:, None].expand(count)
             return
-        generator = self._generator()
-        drawn_order = (
-            torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
-        )
-        order = drawn_order.to(self._targets.device)
-        order = order if self._rows is None else self._rows[order]
-        drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
+        orders, draws = zip(*(loader._draw_epoch() for loader in loaders), strict=True)
+        order = torch.stack(orders, dim=1)
+        drawn = None if draws[0] is None else torch.stack(draws, dim=1)
         for start in range(0, self._samples, self._batch_size):
             chosen = slice(start, start + self._batch_size)
-            inputs = self._inputs.index_select(0, order[chosen])
-            targets = self._targets.index_select(0, order[chosen])
-            yield self._batch(inputs, targets, None if drawn is None else drawn[chosen])
+            rows = order[chosen].flatten()
+            inputs, targets = self._prepared(
+                self._inputs.index_select(0, rows),
+                self._targets.index_select(0, rows),
+                None if drawn is None else drawn[chosen].flatten(0, 1),
+            )
+            yield inputs.unflatten(0, (-1, len(loaders))), targets.unflatten(0, (-1, len(loaders)))
 
-    def _batch(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _draw_epoch(self) -> tuple[Tensor, Tensor | None]:
+        """Returns the rows of an epoch in their order, and what is drawn for the augmentation of each."""
+        generator = self._generator()
+        order = torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
+        order = order.to(self._targets.device)
+        drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
+        return order if self._rows is None else self._rows[order], drawn
+
+    def _prepared(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns augmented and normalised inputs (N, …, channels), and targets, on the device."""
         inputs = _to_device(stored, self._device)
         if self._augmentation is not None and drawn is not None:
             inputs = self._augmentation.apply(inputs.movedim(-1, 1), drawn).movedim(1, -1)
         values = inputs.to(torch.float32, copy=True).contiguous()  # floats may be the memory map itself
         values.flatten(1).add_(self._offset).mul_(self._scale)  # whole samples: a few channels make slow inner loops
-        return values.movedim(-1, 1), _to_device(targets, self._device)
+        return values, _to_device(targets, self._device)
 
 
 class TokenLoader(BatchLoader):
@@ -218,6 +253,17 @@ class TokenLoader(BatchLoader):
         for chosen in starts.to(self._tokens.device).split(self._batch_size):
             window = _to_device(self._tokens[chosen[:, None] + self._within], self._device).long()
             yield window[:, :-1], window[:, 1:]
+
+
+def side_by_side(loaders: Sequence[BatchLoader]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the batches of several loaders as one: inputs (N, K·channels, …), loader after loader; targets (N, K)."""
+    first, *others = loaders
+    if isinstance(first, SampleLoader) and all(first.is_of_the_same(other) for other in others):
+        yield from first.side_by_side(cast("Sequence[SampleLoader]", loaders))
+        return
+    for batches in zip(*loaders, strict=True):
+        inputs, targets = zip(*batches, strict=True)
+        yield torch.cat(inputs, dim=1), torch.stack(targets, dim=1)
 
 
 class CropAndFlip:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import isfinite
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esper_ray.data.batches import side_by_side
 from esper_ray.models.joined import JoinedModel, JoinedSeeds, Part, can_be_joined, joined
 from esper_ray.training.epoch import _mark_last
 from esper_ray.training.evaluation import Evaluation
@@ -93,7 +94,7 @@ def train_together(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Tr
     sums: Tensor | None = None
     total = 0
     norms: list[Tensor] = []
-    for (inputs, targets), is_last in _mark_last(_side_by_side(works)):
+    for (inputs, targets), is_last in _mark_last(side_by_side([work.loader for work in works])):
         for part in model.parts:
             part.whole.grad = None
         loss, correct = _losses_and_correct(model(inputs), targets)
@@ -119,7 +120,7 @@ def evaluate_together(model: JoinedModel, works: Sequence[EvaluationWork]) -> li
     sums: Tensor | None = None
     total = 0
     with model.slot.paired_output(any(any(kind.alphas) for kind in model.slot.seeds)):
-        for inputs, targets in _side_by_side(works):
+        for inputs, targets in side_by_side([work.loader for work in works]):
             ways = [_losses_and_correct(logits, targets) for logits in model(inputs).split(len(targets))]
             found = torch.stack([torch.stack([loss.double() * len(targets), hits.double()]) for loss, hits in ways])
             sums = found if sums is None else sums + found
@@ -136,13 +137,6 @@ def _losses_and_correct(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     """Returns mean loss and correct predictions of each host, (K,); logits (N, K, classes), targets (N, K)."""
     loss = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(0)
     return loss, (logits.detach().argmax(dim=2) == targets).sum(0)
-
-
-def _side_by_side(works: Sequence[TrainingWork | EvaluationWork]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the hosts' batches as one: inputs (N, K·channels, …), targets (N, K)."""
-    for batches in zip(*(work.loader for work in works), strict=True):
-        inputs, targets = zip(*batches, strict=True)
-        yield torch.cat(inputs, dim=1), torch.stack(targets, dim=1)
 
 
 def _gradient_norms(model: JoinedModel) -> list[Tensor]:
