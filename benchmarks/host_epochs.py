@@ -78,8 +78,8 @@ class Work:
 
 
 WORKS = (
-    Work("digits", episodes=16),
-    Work("digits", hosts=32, episodes=16),
+    Work("digits", episodes=64),
+    Work("digits", hosts=32, episodes=2),
     Work("fashion_mnist", episodes=2),
     Work("weak_cnn", changes={"max_epochs": 9, **_QUICK_LIFE}),
     Work("pydoc", changes={"max_epochs": 9, **_QUICK_LIFE}),
@@ -113,13 +113,13 @@ class TimedRunner(EpisodeRunner):
         return timed
 
     def _timing_work(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(works: Any) -> Any:
+        def timed(works: Any, kinds: Any) -> Any:
             evaluates = isinstance(works[0], EvaluationWork)
             with_seed = [w for w in works if evaluates and (w.forced_alpha or w.model.seed_slot.alpha) > 0]
             phase = "paired" if with_seed else "validate" if evaluates else "train"
             self._seconds["host epochs"] += 0 if evaluates else len(works)
             with self._phase(phase):
-                return function(works)
+                return function(works, kinds)
 
         return timed
 

@@ -1,5 +1,6 @@
 """Batches: augmentation, sequences of a text, and what every data set must be."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from esper_ray.data import (
     get_source,
     prepare,
 )
+from esper_ray.data.batches import side_by_side
 from esper_ray.data.source import _SOURCES
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.tasks import DataSettings, TaskSpec, load_task_data
@@ -239,3 +241,36 @@ def test_a_limit_draws_sequences_from_all_over_the_text() -> None:
         assert sum(len(inputs) for inputs, _ in loader) == 5
     assert len(starts) > 15
     assert TokenLoader(torch.arange(250, dtype=torch.uint8), 10, 4, "cpu", limit=3).samples == 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("augmentation", [None, CropAndFlip()], ids=["as they are", "augmented"])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_side_by_side_are_those_of_each_loader(
+    channels: int, augmentation: CropAndFlip | None, noise: float, shuffle: bool
+) -> None:
+    """Also where some of them see a part of the samples, and in the last, smaller batch."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (50, channels, 8, 8), dtype=torch.uint8, generator=generator)
+    targets = torch.arange(50) % 10
+    statistics = (100.0,) * channels, (50.0,) * channels
+    whole = SampleLoader(inputs, targets, 16, "cpu", *statistics, shuffle=shuffle, augmentation=augmentation)
+    loaders = [whole.part(0.9, noise, 10, seed) if noise else copy.copy(whole) for seed in range(3)]
+    for seed, loader in enumerate(loaders):
+        loader.start_epoch(seed)
+    together = list(side_by_side(loaders))
+    assert [len(found) for _, found in together] == ([16, 16, 13] if noise else [16, 16, 16, 2])
+    for place, loader in enumerate(loaders):
+        for (joined_inputs, joined_targets), (own_inputs, own_targets) in zip(together, loader, strict=True):
+            assert torch.equal(joined_inputs.chunk(3, dim=1)[place], own_inputs)
+            assert torch.equal(joined_targets[:, place], own_targets)
+
+
+def test_cropping_does_not_depend_on_how_the_images_lie_in_memory() -> None:
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    for padding in (0, 2):
+        crop = CropAndFlip(padding)
+        drawn = crop.draw(6, torch.Generator().manual_seed(0))
+        expected = crop.apply(images.contiguous(memory_format=torch.channels_last), drawn)
+        assert torch.equal(crop.apply(images, drawn), expected)

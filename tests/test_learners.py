@@ -18,7 +18,9 @@ from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import ConfigurationError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.tickets import assign_number
+from esper_ray.orchestration.fleet.dispatch import SeriesTickets
+from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
+from esper_ray.orchestration.fleet.tickets import Ticket, assign_number
 from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 
@@ -297,3 +299,21 @@ def test_an_update_of_appo_moves_policy_and_target_and_keeps_them_finite(cluster
 def test_appo_refuses_what_it_cannot_do(values: dict[str, Any]) -> None:
     with pytest.raises((ConfigurationError, ValueError), match="learner appo"):
         TrainConfig(learner="appo", **values)
+
+
+def test_an_actor_s_series_is_learned_from_in_its_order_though_an_episode_is_played_again() -> None:
+    """So that what a checkpoint says was consumed is all that was, and nothing else."""
+    series = SeriesTickets(lambda runner, number: Ticket(runner, number, number, number), 1, lambda *_: None)
+    tickets = [series.take(1, ()) for _ in range(4)]
+    for number, ended in ((0, [0]), (2, [0]), (3, [0]), (1, [0, 1, 2, 3])):
+        ticket = tickets[number]
+        assert ticket is not None
+        series.end(PlayedEpisode(ticket))
+        assert [episode.ticket.number for episode in series.finished] == ended
+    series.count([series.finished[0], series.finished[1]])
+    again = SeriesTickets(series._ticket, 1, series.start)
+    again.go_on_from(series.consumed)
+    following = again.take(1, ())
+    assert following is not None and following.number == 2
+    again.end(PlayedEpisode(following))
+    assert len(again.finished) == 1

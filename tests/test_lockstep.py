@@ -19,6 +19,7 @@ from esper_ray.episode.rollout import play_episode, play_episodes
 from esper_ray.models import MorphogeneticModel
 from esper_ray.models.blueprints import registered_blueprints
 from esper_ray.models.hosts import SlottedHost
+from esper_ray.models.hosts import host as register_host
 from esper_ray.models.joined import can_be_joined
 from esper_ray.policies import RandomPolicy
 from esper_ray.seeding import seeded
@@ -184,53 +185,130 @@ def test_validation_together_comes_to_what_it_does_alone(forced_alpha: float | N
     assert joins == [len(works)]
 
 
-def test_a_host_that_diverges_takes_no_other_with_it(joins: list[int]) -> None:
-    together = [Trainee(seed, None, S.DORMANT) for seed in range(3)]
-    twin = Trainee(0, None, S.DORMANT)
-    with torch.no_grad():
-        together[1].model.host.head.weight.fill_(float("nan"))
-    found = lockstep.do_together([host.training(loader, 0) for host, loader in zip(together, loaders(3), strict=True)])
-    expected = do(twin.training(loaders(1)[0], 0))
+@pytest.mark.parametrize("task", [DIGITS, ADAMW], ids=["sgd", "adamw"])
+def test_a_host_that_diverges_takes_no_other_with_it(task: Any, joins: list[int]) -> None:
+    """In its second epoch, so that optimizers have a state by then."""
+    together = [Trainee(seed, None, S.DORMANT, task) for seed in range(3)]
+    twins = [Trainee(seed, None, S.DORMANT, task) for seed in range(3)]
+    for epoch in range(2):
+        for hosts in (together, twins):
+            if epoch == 1:
+                with torch.no_grad():
+                    hosts[1].model.host.head.weight.fill_(float("nan"))
+        found = lockstep.do_together(
+            [host.training(loader, epoch) for host, loader in zip(together, loaders(3, task), strict=True)]
+        )
+        expected = [do(host.training(loader, epoch)) for host, loader in zip(twins, loaders(3, task), strict=True)]
     assert not np.isfinite(found[1][0])
-    assert found[0] == expected
-    assert_near(together[0].tensors(), twin.tensors())
-    assert joins == [3]
+    for place in (0, 2):
+        assert found[place][0] == pytest.approx(expected[place][0], rel=LARGEST_DIFFERENCE)
+        assert_near(together[place].tensors(), twins[place].tensors(), largest=0.01)
+    assert joins == [3, 3]
 
 
-class Mixing(SlottedHost):
-    """A host that looks joinable and is not: it subtracts the mean over its channels."""
+def test_work_that_raises_is_one_host_s_alone(joins: list[int]) -> None:
+    hosts = [Trainee(seed, None, S.DORMANT) for seed in range(3)]
+    works = [host.training(loader, 0) for host, loader in zip(hosts, loaders(3), strict=True)]
+    hosts[1].model.host.head = nn.Linear(3, 10)
+    first, failed, last = lockstep.do_together(works)
+    assert isinstance(failed, RuntimeError)
+    for place, found in ((0, first), (2, last)):
+        twin = Trainee(place, None, S.DORMANT)
+        assert found[0] == pytest.approx(do(twin.training(loaders(1)[0], 0))[0], rel=LARGEST_DIFFERENCE)
+        assert_near(hosts[place].tensors(), twin.tensors())
+    assert joins == [2]
+
+
+class Plain(SlottedHost):
+    """A host that can be joined."""
 
     topology = "cnn"
 
-    def __init__(self, mixes: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.injection_points = {"middle": 4}
-        self.conv, self.head, self.mixes = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10), mixes
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.at("middle", torch.relu(self.conv(images)))
-        if self.mixes:
-            features = features - features.mean(dim=1, keepdim=True)
+        features = self.behind(self.at("middle", torch.relu(self.conv(images))))
         logits: torch.Tensor = self.head(features.mean(dim=(2, 3)))
         return logits
 
-
-@pytest.mark.parametrize("mixes", [False, True])
-def test_a_host_that_mixes_its_channels_is_found_out(mixes: bool) -> None:
-    model = MorphogeneticModel(Mixing(mixes), "middle", DIGITS.lifecycle)
-    assert can_be_joined(model, (1, 8, 8)) is not mixes
+    def behind(self, features: torch.Tensor) -> torch.Tensor:
+        """What it does behind the slot."""
+        return features
 
 
-class Dropping(Mixing):
-    """A host that draws while it trains."""
+class Mixing(Plain):
+    """A host that looks joinable and is not: it subtracts the mean over its channels."""
+
+    def behind(self, features: torch.Tensor) -> torch.Tensor:
+        """Mixes."""
+        return features - features.mean(dim=1, keepdim=True)
+
+
+class Dropping(Plain):
+    """A host that seldom drops anything."""
+
+    def behind(self, features: torch.Tensor) -> torch.Tensor:
+        """Draws."""
+        return nn.functional.dropout(features, 1e-6, self.training)
+
+
+class Normalising(Plain):
+    """A host with a buffer for each channel."""
+
+    mean: torch.Tensor
 
     def __init__(self) -> None:
-        super().__init__(mixes=False)
-        self.drop = nn.Dropout(0.5)
+        super().__init__()
+        self.register_buffer("mean", torch.ones(1, 4, 1, 1))
+
+    def behind(self, features: torch.Tensor) -> torch.Tensor:
+        """Subtracts."""
+        return features - self.mean
 
 
-def test_a_host_that_draws_from_the_generator_is_trained_alone() -> None:
-    assert not can_be_joined(MorphogeneticModel(Dropping(), "middle", DIGITS.lifecycle), (1, 8, 8))
+class Bypassing(Plain):
+    """A host that adds what was before the slot to what is behind it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.conv(images))
+        logits: torch.Tensor = self.head((self.at("middle", features) + features).mean(dim=(2, 3)))
+        return logits
+
+
+def grown(host: type[Plain]) -> MorphogeneticModel:
+    """A model of such a host, with a seed."""
+    model = MorphogeneticModel(host(), "middle", DIGITS.lifecycle)
+    model.germinate_seed("conv_light", "seed")
+    return model
+
+
+@pytest.mark.parametrize("host", [Plain, Mixing, Dropping, Normalising, Bypassing], ids=lambda host: host.__name__)
+def test_a_host_that_cannot_be_a_part_of_a_network_is_found_out(host: type[Plain]) -> None:
+    assert can_be_joined(grown(host), (1, 8, 8)) is (host is Plain)
+
+
+def test_a_host_that_was_defined_anew_is_another_one() -> None:
+    """As where the cell of a notebook is run again: the same name, other code."""
+    for sign in (1.0, -1.0):
+
+        @register_host("anew")
+        def anew(input_shape: tuple[int, ...], classes: int, *, width: int = 4, sign: float = sign) -> nn.Module:
+            class Signed(Plain):
+                def behind(self, features: torch.Tensor) -> torch.Tensor:
+                    return self_sign * features
+
+            self_sign = sign
+            return Signed()
+
+        task = get_task_spec("digits", {"host.kind": "anew", "data.train_samples": 64, "max_epochs": 12})
+        envs = lockstep_envs(2, task)
+        together = play_episodes(envs, [RandomPolicy(), RandomPolicy()], [0, 1])
+        alone = play_episode(MorphogenesisEnv(task, "cpu"), RandomPolicy(), 0)
+        found = without_time(together[0])["per_epoch"]["train_loss"]
+        assert found == pytest.approx(without_time(alone)["per_epoch"]["train_loss"], rel=0.01)
 
 
 def lockstep_envs(
@@ -260,28 +338,35 @@ def test_episodes_played_together_take_the_decisions_that_they_take_alone(joins:
     assert grown >= 4
 
 
-class FailingRun(HostRun):
-    """A host that breaks in its sixth epoch."""
+class BreakingRun(HostRun):
+    """A host that breaks in its sixth epoch if its seed is 1, and whose weights are lost if it is 2."""
 
     def _enter_epoch(self) -> None:
         super()._enter_epoch()
         if self.epoch == 5 and self.episode_seed == 1:
             raise ValueError("the disk is on fire")
+        if self.epoch == 5 and self.episode_seed == 2:
+            torch.nn.init.constant_(self.model.host.head.weight, float("nan"))
 
 
-class FailingEnv(MorphogenesisEnv):
+class BreakingEnv(MorphogenesisEnv):
     """An environment of such hosts."""
 
     def _new_run(self, episode_seed: int, beginning: Any = None) -> HostRun:
         data = self._data.of_host(self.task, episode_seed)
-        return FailingRun(self.task, data, self._device, episode_seed, self.action_table, beginning)
+        return BreakingRun(self.task, data, self._device, episode_seed, self.action_table, beginning)
 
 
-def test_an_episode_that_raises_ends_alone() -> None:
-    envs = lockstep_envs(3, env=FailingEnv)
-    first, failed, last = play_episodes(envs, [RandomPolicy() for _ in range(3)], [0, 1, 2])
+def test_an_episode_that_raises_or_rolls_back_leaves_the_others_alone(joins: list[int]) -> None:
+    envs = lockstep_envs(4, env=BreakingEnv)
+    first, failed, rolled_back, last = play_episodes(envs, [RandomPolicy() for _ in range(4)], [0, 1, 2, 3])
     assert isinstance(failed, ValueError)
-    assert {len(without_time(record)["stages"]) for record in (first, last)} == {TASK.max_epochs}
+    assert without_time(rolled_back)["rollbacks"] == 1
+    for seed, record in ((0, first), (2, rolled_back), (3, last)):
+        alone = without_time(play_episode(BreakingEnv(TASK, "cpu"), RandomPolicy(), seed))
+        assert without_time(record)["stages"] == alone["stages"]
+        assert without_time(record)["per_epoch"]["rolled_back"] == alone["per_epoch"]["rolled_back"]
+    assert max(joins) == 4
 
 
 def test_environments_whose_episode_is_over_stand_still() -> None:

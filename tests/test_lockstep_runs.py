@@ -1,6 +1,7 @@
 """Runs whose actors train several hosts at the same time."""
 
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from learners import TASK, build, rows
 from test_cli import SMALL, run
 from traced import EVERY, LOST_AT, Trace
 
+from esper_ray.orchestration.fleet.actor_envs import ActorEnv
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import assign
@@ -65,6 +67,45 @@ def test_what_an_actor_plays_together_is_trained_as_one_network(cluster: None, m
     algorithm.stop()
 
 
+class OneFails(ActorEnv):
+    """An environment whose second episode raises."""
+
+    def step_steps(self, action: Any) -> Any:
+        if self.ticket.number == 1 and self.run.epoch == 5:
+            raise ValueError("the disk is on fire")
+        return (yield from super().step_steps(action))
+
+
+def test_an_episode_that_raises_ends_alone_and_the_others_are_returned(cluster: None) -> None:
+    algorithm = build(0, HOSTS, env=OneFails, hosts=HOSTS)
+    tickets = assign(HOSTS, 1, 0, base_seed=3)
+    played = algorithm.env_runner.play(tickets, inf, algorithm._weights)
+    assert [episode.ticket for episode in played] == tickets
+    assert [episode.failure is None for episode in played] == [True, False, True, True]
+    assert "the disk is on fire" in str(played[1].failure)
+    assert {len(e.rollout) for e in played if e.rollout is not None} == {TASK.max_epochs}
+    algorithm.stop()
+
+
+def test_episodes_of_different_lengths_are_played_together(cluster: None) -> None:
+    found, lengths = [], []
+    for hosts in (1, HOSTS):
+        algorithm = build(0, HOSTS, hosts=hosts, skip_forced_waits=True)
+        tickets = assign(HOSTS, 1, 0, base_seed=3)
+        played = [
+            episode
+            for begin in range(0, HOSTS, hosts)
+            for episode in algorithm.env_runner.play(tickets[begin : begin + hosts], inf, algorithm._weights)
+        ]
+        assert [episode.failure for episode in played] == [None] * HOSTS
+        lengths.append([len(episode.rollout) for episode in played])
+        found.append(decisions([episode.record.as_row() for episode in played]))
+        algorithm.stop()
+    assert found[0] == found[1]
+    assert lengths[0] == lengths[1]
+    assert len(set(lengths[0])) > 1, "or the test says nothing"
+
+
 def test_appo_s_actors_train_several_hosts_and_no_episode_counts_twice(cluster: None) -> None:
     algorithm = build(2, EPISODES, hosts=2, learner="appo")
     try:
@@ -110,6 +151,7 @@ def test_a_run_trains_several_hosts_per_runner_and_its_replay_says_so(
 ) -> None:
     out = tmp_path / "run"
     arguments = ["train", "--iterations", "2", "--wait-only-episodes", "2", "--out", str(out), *SMALL]
+    arguments += ["--host-pool", "4", "--skip-forced-waits"]
     assert run([*arguments, "--runners", "2", "--hosts-per-runner", "3"]) == 0
     assert "2 runners of 3 hosts on cpu" in capsys.readouterr().out
     run(["replay", str(out), "--episode", "3"])

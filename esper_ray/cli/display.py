@@ -194,8 +194,9 @@ def evaluation_line(evaluation: Mapping[str, Any]) -> str:
 
 def host_line(host: HostProgress) -> str:
     """Returns a host's progress in a few words."""
+    which = f", host {host.host + 1}" if host.host else ""
     return (
-        f"runner {host.runner}: epoch {host.epoch}/{host.max_epochs}, {host.stage}, {host.val_accuracy:.1f} %, "
+        f"runner {host.runner}{which}: epoch {host.epoch}/{host.max_epochs}, {host.stage}, {host.val_accuracy:.1f} %, "
         f"last {host.last_decision}, {host.episodes_done} episodes done"
     )
 

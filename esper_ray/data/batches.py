@@ -288,7 +288,7 @@ class CropAndFlip:
         count, channels, height, width = inputs.shape
         top, left, mirrored = drawn.unbind(1)
         samples = torch.arange(count, device=inputs.device)
-        padded = torch.nn.functional.pad(inputs.movedim(1, -1), [0, 0, *[self.padding] * 4])
+        padded = torch.nn.functional.pad(inputs.movedim(1, -1), [0, 0, *[self.padding] * 4]).contiguous()
         tall, wide = padded.shape[1:3]
         # Every stretch of `width` pixels that there is; they overlap. An image is cut out row by row.
         stretches = padded.as_strided((count * tall * wide - width + 1, width * channels), (channels, 1))

@@ -15,6 +15,7 @@ from esper_ray.episode.signals import EpochOutcome, SignalTracker
 from esper_ray.errors import IllegalActionError
 from esper_ray.lifecycle import SeedStage
 from esper_ray.models import list_blueprints
+from esper_ray.models.hosts import host_factory
 from esper_ray.seeding import Stream, derive_seed, seeded
 from esper_ray.tasks import TaskData, TaskSpec, create_model
 from esper_ray.training import (
@@ -99,7 +100,7 @@ class HostRun:
         self.epoch = 0
         self.outcome: EpochOutcome | None = None
         self._gradients: GradientStats | None = None
-        self._structure = task.host.model_dump_json(), task.input_shape, task.classes
+        self._structure = host_factory(task.host.kind), task.host.model_dump_json(), task.input_shape, task.classes
         self._host_optimizer = build_optimizer(self.model.get_host_parameters(), task.host_optimizer)
         self._seed_optimizer: torch.optim.Optimizer | None = None
         self._tracker = SignalTracker(task.uniform_loss, task.decisions)

@@ -83,16 +83,19 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
         return self._observations(), rewards, ended[0], ended[1], infos
 
     def time_epoch(self) -> float:
-        """Returns the wall time, seconds, of an epoch of all hosts, without seeds; where hosts differ, of large ones.
+        """Returns the wall time, seconds, of an epoch of all hosts, without seeds.
 
-        Episodes in progress do not notice.
+        Where hosts differ, of large ones, one by one: of such hosts few can be one network. Episodes in progress do not
+        notice.
         """
+        differ = self.envs[0].task.variety.enabled
         runs = [env.timed_run() for env in self.envs]
         for _ in range(min(2, self.envs[0].task.max_epochs)):  # the first one also warms up
             started = time.perf_counter()
-            for result in together([run.epoch_steps() for run in runs]):
-                if isinstance(result, Exception):
-                    raise result
+            for those in [[run] for run in runs] if differ else [runs]:
+                for result in together([run.epoch_steps() for run in those]):
+                    if isinstance(result, Exception):
+                        raise result
         return time.perf_counter() - started
 
     def _failed(self, place: int, error: Exception) -> StepResult:

@@ -95,6 +95,11 @@ def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
     return seed
 
 
+def seed_factory(blueprint_id: str, topology: str) -> SeedFactory:
+    """Returns what builds a registered blueprint."""
+    return _REGISTRY[topology, blueprint_id].factory
+
+
 def topologies() -> list[str]:
     """Returns the topologies that blueprints are registered for."""
     return list(dict.fromkeys(kind for kind, _ in _REGISTRY))

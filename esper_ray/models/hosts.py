@@ -82,6 +82,11 @@ def host_kinds() -> list[str]:
     return list(_FACTORIES)
 
 
+def host_factory(kind: str) -> Callable[..., nn.Module]:
+    """Returns what builds a registered kind of host."""
+    return _FACTORIES[kind]
+
+
 def host_code(kind: str) -> bytes:
     """Returns the content of the file that a kind of host is written in; nothing where that is no file."""
     factory: Any = _FACTORIES[kind]

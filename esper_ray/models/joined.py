@@ -50,35 +50,55 @@ class Part:
 def can_be_joined(model: MorphogeneticModel, shape: Sequence[int]) -> bool:
     """Returns whether models like this one, with seeds like its, come to the same as one network as one by one.
 
-    It is tried out: a network from elsewhere may mix its channels in ways that its layers do not tell.
+    It is tried out: a network from elsewhere may mix its channels, or draw at random, in ways that its layers do not
+    tell.
 
     Args:
         shape: of an input, (channels, height, width).
     """
-    slot = model.seed_slot
     device = next(model.parameters()).device
     with seeded(0, device), torch.no_grad():
         try:
-            together = JoinedModel(model, 2)
-            seeds = [JoinedSeeds(slot, 2)] if slot.seed is not None else []
-        except CannotJoinError:
+            return _comes_to_the_same(model, torch.randn(4, 2, *shape, device=device))
+        except Exception:  # whatever a network raises that is wider than it was made
             return False
-        models = [copy.deepcopy(model) for _ in range(2)]
-        for parameter in (parameter for each in models for parameter in each.parameters()):
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        inputs = torch.randn(4, 2, *shape, device=device)
-        for trains in (False, True):
-            for each in models:
-                each.train(trains)
-            with ExitStack() as stack:
-                for each in models if seeds else ():
-                    stack.enter_context(each.seed_slot.force_alpha(0.5))
-                together.hold(models, seeds)
-                found = together(inputs.flatten(1, 2))
-                expected = torch.stack([each(inputs[:, place]) for place, each in enumerate(models)], dim=1)
-            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
-                return False
-    return True
+
+
+def _comes_to_the_same(model: MorphogeneticModel, inputs: Tensor) -> bool:
+    """Returns whether two such models, of other weights, are one network; inputs (N, 2, …)."""
+    together = JoinedModel(model, 2)
+    seeds = [JoinedSeeds(model.seed_slot, 2)] if model.seed_slot.seed is not None else []
+    models = [copy.deepcopy(model) for _ in range(2)]
+    for parameter in (parameter for each in models for parameter in each.parameters()):
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    with ExitStack() as stack:
+        for each in models if seeds else ():
+            stack.enter_context(each.seed_slot.force_alpha(0.5))
+        for each in models:
+            each.eval()
+        together.hold(models, seeds)
+        with together.slot.paired_output(bool(seeds)):
+            found = together(inputs.flatten(1, 2))
+        ways = [each.forward_with_counterfactual(inputs[:, place]) for place, each in enumerate(models)]
+        expected = [torch.stack(way, dim=1) for way in zip(*ways, strict=True)]
+        if not _is_close(found, torch.cat(expected[: 1 + bool(seeds)])):
+            return False
+        for each in models:
+            each.train()
+        together.hold(models, seeds)
+        state = _generator_state(inputs.device)
+        found = together(inputs.flatten(1, 2))
+        learned = torch.stack([each(inputs[:, place]) for place, each in enumerate(models)], dim=1)
+        draws = not torch.equal(state, _generator_state(inputs.device))
+    return _is_close(found, learned) and not draws
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 class JoinedModel(nn.Module):
@@ -147,7 +167,9 @@ class JoinedModel(nn.Module):
             kind.give_back()
 
     def release(self) -> None:
-        """Lets go of the models."""
+        """Lets go of the models, and of gradients."""
+        for part in self.parts:
+            part.whole.grad = None
         for kind in self.slot.seeds:
             kind.release()
         self.parts, self.slot.seeds = [], []
@@ -258,8 +280,9 @@ class JoinedSeeds(nn.Module):
         else:
             grown = self.seed(_DetachedSome.apply(entering, self._apart))  # type: ignore[no-untyped-call]
             leaving = _BlendedSome.apply(entering, grown, self._alpha, self._apart)  # type: ignore[no-untyped-call]
-        entering.register_hook(lambda gradient: self._probe.update(entering=gradient))
-        leaving.register_hook(lambda gradient: self._probe.update(leaving=gradient))
+        if entering.requires_grad:
+            entering.register_hook(lambda gradient: self._probe.update(entering=gradient))
+            leaving.register_hook(lambda gradient: self._probe.update(leaving=gradient))
         return leaving
 
 
@@ -368,8 +391,6 @@ def _repeat_tensors(module: nn.Module, hosts: int) -> None:
 
 
 def _require_joinable(module: nn.Module) -> None:
-    if isinstance(module, nn.Dropout) and module.p > 0:
-        raise CannotJoinError("each host would draw from the others' generator")
     if isinstance(module, nn.BatchNorm2d) and module.momentum is None:
         raise CannotJoinError("a cumulative average counts its batches")
 
@@ -388,4 +409,9 @@ def _spread_scalars(module: nn.Module, hosts: int, width: int | None) -> None:
         for name in names:
             self.__dict__[name] = getattr(self, name + _OF_EACH).repeat_interleave(width).view(1, -1, 1, 1)
 
+    def forget(self: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        for name in names:
+            del self.__dict__[name]
+
     module.register_forward_pre_hook(spread)
+    module.register_forward_hook(forget)

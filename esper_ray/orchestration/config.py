@@ -103,8 +103,9 @@ class RunChoice(TaskChoice):
     """Actors. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played in this
     process, as one actor would."""
     hosts_per_runner: int = Field(1, ge=1)
-    """Hosts that each actor trains at the same time, as one network where their structure agrees: far faster where
-    hosts are small. Their numbers then agree with those of hosts trained one by one within float rounding only."""
+    """Hosts that each actor trains at the same time, as one network where they agree in structure, settings and number
+    of samples: far faster where hosts are small. Their numbers are those of hosts trained one by one within float
+    rounding only."""
     seed: int = Field(0, ge=0)
     """Base seed; the run follows from it, the configuration and the number of actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -145,8 +146,8 @@ class TrainConfig(RunChoice):
     """Host epochs after which an actor writes its episode down, so that one that replaces it goes on from there. 0: it
     begins the episode again."""
     episode_timeout: float | None = Field(None, gt=0)
-    """Seconds after which an actor that has not finished its episode is replaced. Unset: ten times what an episode
-    takes, as measured at the start, and at least a minute."""
+    """Seconds after which an actor that has not finished its episode, or all that it plays at a time, is replaced.
+    Unset: ten times what that takes, as measured at the start, and at least a minute."""
     resume: Path | None = None
     """Run folder of a run that ended before its time: go on with it, with the settings that it has."""
     from_checkpoint: Path | None = None

@@ -1,178 +1,23 @@
-"""Training and evaluating several hosts of one structure as one network."""
+"""The work of several hosts done at the same time: as one network where their structure agrees."""
 
-import copy
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import isfinite
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from esper_ray.data.batches import side_by_side
-from esper_ray.models.joined import JoinedModel, JoinedSeeds, Part, can_be_joined, joined
-from esper_ray.training.epoch import _mark_last
-from esper_ray.training.evaluation import Evaluation
-from esper_ray.training.gradients import GradientStats, summarise_norms, with_host
-from esper_ray.training.work import EvaluationWork, Steps, Trained, TrainingWork, Work, do
+from esper_ray.models.blueprints import seed_factory
+from esper_ray.models.joined import JoinedModel, JoinedSeeds, can_be_joined
+from esper_ray.training.joint import evaluate_together, optimizer_settings, owners, train_together
+from esper_ray.training.work import EvaluationWork, Steps, TrainingWork, Work, do
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _Module = TypeVar("_Module")
-
-
-class JoinedOptimizer:
-    """The optimizers of several hosts as one over the joined parameters. Each parameter keeps its own settings."""
-
-    def __init__(self, model: JoinedModel, works: Sequence[TrainingWork]) -> None:
-        owners = [_owners(work) for work in works]
-        self._trained: list[tuple[Part, list[torch.optim.Optimizer]]] = []
-        groups: dict[str, dict[str, Any]] = {}
-        for part in model.parts:
-            owned = [owners[place].get(id(own)) for place, own in zip(part.models, part.each, strict=True)]
-            if owned[0] is None:  # a buffer, or a frozen weight
-                continue
-            settings = _settings(owned[0][1])
-            groups.setdefault(repr(settings), {**settings, "params": []})["params"].append(part.whole)
-            self._trained.append((part, [found[0] for found in owned if found is not None]))
-        (kind,) = {type(owned[0]) for _, owned in self._trained}
-        self._optimizer: torch.optim.Optimizer = kind(list(groups.values()), lr=0.0)  # type: ignore[call-arg]
-        for part, optimizers in self._trained:
-            states = [optimizer.state.get(own, {}) for optimizer, own in zip(optimizers, part.each, strict=True)]
-            self._optimizer.state[part.whole] = {
-                key: joined([state[key] for state in states]) if _is_of_elements(key, value) else copy.copy(value)
-                for key, value in states[0].items()
-            }
-
-    def step(self) -> None:
-        """Steps all parameters."""
-        self._optimizer.step()
-
-    @torch.no_grad()
-    def give_back(self) -> None:
-        """Gives each host's optimizers their state."""
-        for part, optimizers in self._trained:
-            for key, value in self._optimizer.state[part.whole].items():
-                each = part.separated(value) if _is_of_elements(key, value) else [value] * len(part.each)
-                for optimizer, own, found in zip(optimizers, part.each, each, strict=True):
-                    optimizer.state[own][key] = found.clone() if isinstance(found, Tensor) else found
-
-
-def _is_of_elements(key: str, value: Any) -> bool:
-    """Whether a value of an optimizer's state has a number for each of the parameter's; "step" is a count."""
-    return isinstance(value, Tensor) and key != "step"
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
-
-
-def _owners(work: TrainingWork) -> dict[int, tuple[torch.optim.Optimizer, dict[str, Any]]]:
-    """Returns the optimizer and the group of each parameter that is trained, by its id."""
-    return {
-        id(parameter): (optimizer, group)
-        for optimizer in (work.host_optimizer, work.seed_optimizer)
-        if optimizer is not None
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-
-
-def train_together(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Trained]:
-    """Trains all hosts, which `model` holds, for an epoch; each comes to what `_train_one_epoch` makes of it, within
-    rounding.
-
-    The hosts are written to at the end only. If the loss of one was not finite by then, all are trained one by one: the
-    others are none the worse for it, and that one stops where it has to.
-    """
-    optimizer = JoinedOptimizer(model, works)
-    for work in works:
-        work.loader.start_epoch(work.order_seed)
-    collects = any(work.model.has_active_seed for work in works)
-    sums: Tensor | None = None
-    total = 0
-    norms: list[Tensor] = []
-    for (inputs, targets), is_last in _mark_last(side_by_side([work.loader for work in works])):
-        for part in model.parts:
-            part.whole.grad = None
-        loss, correct = _losses_and_correct(model(inputs), targets)
-        found = torch.stack([loss.detach().double(), correct.double()])
-        sums = found if sums is None else sums + found
-        total += len(targets)
-        loss.sum().backward()
-        if is_last and collects:
-            norms = _gradient_norms(model)
-        optimizer.step()
-    assert sums is not None
-    losses, hits = sums.tolist()
-    if not all(isfinite(loss) for loss in losses):
-        return [do(work) for work in works]
-    model.give_back()
-    optimizer.give_back()
-    return list(zip(losses, hits, [total] * len(works), _gradient_stats(model, norms, works), strict=True))
-
-
-@torch.inference_mode()
-def evaluate_together(model: JoinedModel, works: Sequence[EvaluationWork]) -> list[Evaluation]:
-    """Evaluates all hosts, which `model` holds; each comes to what `evaluate` makes of it, within rounding."""
-    sums: Tensor | None = None
-    total = 0
-    with model.slot.paired_output(any(any(kind.alphas) for kind in model.slot.seeds)):
-        for inputs, targets in side_by_side([work.loader for work in works]):
-            ways = [_losses_and_correct(logits, targets) for logits in model(inputs).split(len(targets))]
-            found = torch.stack([torch.stack([loss.double() * len(targets), hits.double()]) for loss, hits in ways])
-            sums = found if sums is None else sums + found
-            total += len(targets)
-    assert sums is not None, "a validation split is not empty"
-    with_seed, without = (sums[[0, -1]] / total).tolist()
-    return [
-        Evaluation(loss, 100.0 * share, loss_without, 100.0 * share_without)
-        for loss, share, loss_without, share_without in zip(*with_seed, *without, strict=True)
-    ]
-
-
-def _losses_and_correct(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean loss and correct predictions of each host, (K,); logits (N, K, classes), targets (N, K)."""
-    loss = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(0)
-    return loss, (logits.detach().argmax(dim=2) == targets).sum(0)
-
-
-def _gradient_norms(model: JoinedModel) -> list[Tensor]:
-    """Returns for each part that has a gradient the norm of each model's, (number of models,)."""
-    return [
-        part.whole.grad.unflatten(0, (len(part.each), -1)).flatten(1).norm(dim=1)
-        for part in model.parts
-        if part.whole.grad is not None
-    ]
-
-
-def _gradient_stats(
-    model: JoinedModel, norms: Sequence[Tensor], works: Sequence[TrainingWork]
-) -> list[GradientStats | None]:
-    """Returns the statistics of each host that has a live seed."""
-    if not norms:
-        return [None] * len(works)
-    flat = torch.cat(list(norms)).tolist()
-    of_seed: list[list[tuple[float, int]]] = [[] for _ in works]
-    of_host: list[list[tuple[float, int]]] = [[] for _ in works]
-    seeds = [{id(parameter) for parameter in work.model.get_seed_parameters()} for work in works]
-    for part in model.parts:
-        if part.whole.grad is not None:
-            for place, own in zip(part.models, part.each, strict=True):
-                (of_seed if id(own) in seeds[place] else of_host)[place].append((flat.pop(0), own.numel()))
-
-    def summary(found: Sequence[tuple[float, int]]) -> GradientStats:
-        return summarise_norms([norm for norm, _ in found], sum(size for _, size in found))
-
-    return [
-        with_host(summary(seed), summary(host)) if work.model.has_active_seed else None
-        for work, seed, host in zip(works, of_seed, of_host, strict=True)
-    ]
-
-
-# --- who can be joined ---------------------------------------------------------------------------------------------
 
 
 def together(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
@@ -182,8 +27,9 @@ def together(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
     while answers:
         works: dict[int, Work] = {}
         for place, answer in answers.items():
+            steps = hosts[place]
             try:
-                works[place] = hosts[place].send(answer)
+                works[place] = steps.throw(answer) if isinstance(answer, Exception) else steps.send(answer)
             except StopIteration as end:
                 results[place] = end.value
             except Exception as error:
@@ -193,52 +39,75 @@ def together(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
 
 
 def do_together(works: Sequence[Work]) -> list[Any]:
-    """Does pieces of work of several hosts, together where their structure agrees; results in the same order."""
+    """Does pieces of work of several hosts, together where their structure agrees.
+
+    Returns:
+        what each comes to, in the same order, or the exception that it raised.
+    """
     groups: dict[Hashable, list[int]] = {}
     for place, work in enumerate(works):
         kind = _kind_of_host(work) if _can_be_joined(work) else place
         groups.setdefault(kind, []).append(place)
     results: list[Any] = [None] * len(works)
     for places in groups.values():
-        places.sort(key=lambda place: repr(_kind_of_seed(works[place])))
-        for place, result in zip(places, _do_group([works[place] for place in places]), strict=True):
+        kinds = {place: _kind_of_seed(works[place]) for place in places}
+        places.sort(key=lambda place: repr(kinds[place]))
+        found = _do_group([works[place] for place in places], [kinds[place] for place in places])
+        for place, result in zip(places, found, strict=True):
             results[place] = result
     return results
 
 
-def _do_group(works: Sequence[Any]) -> list[Any]:
+def _do_group(works: Sequence[Work], kinds: Sequence[Hashable]) -> list[Any]:
     """Does works whose hosts are of one kind, those with seeds of one kind side by side."""
-    if len(works) == 1:
-        return [do(works[0])]
-    model = _joined((works[0].structure, len(works)), partial(JoinedModel, works[0].model, len(works)))
+    if len(works) > 1:
+        try:
+            return _do_as_one(works, kinds)
+        except FloatingPointError:
+            pass  # one by one the others are none the worse for it, and that one stops where it has to
+        except Exception as error:
+            logger.warning("%d hosts are trained one by one: together they raise %r", len(works), error)
+    return [_do_alone(work) for work in works]
+
+
+def _do_alone(work: Work) -> Any:
+    try:
+        return do(work)
+    except Exception as error:
+        return error
+
+
+def _do_as_one(works: Sequence[Any], kinds: Sequence[Hashable]) -> list[Any]:
     evaluates = isinstance(works[0], EvaluationWork)
     models = [work.model for work in works]
     for each in models:
         each.train(not evaluates)
+    model = _joined((_structure(works[0]), len(works)), partial(JoinedModel, models[0], len(works)))
     with ExitStack() as stack:
         for work in works:
             if evaluates and work.forced_alpha is not None:
                 stack.enter_context(work.model.seed_slot.force_alpha(work.forced_alpha))
-        model.hold(models, _seeds_of_each_kind(works))
+        model.hold(models, _joined_seeds(works, kinds))
     try:
         return evaluate_together(model, works) if evaluates else train_together(model, works)
     finally:
         model.release()
 
 
-def _seeds_of_each_kind(works: Sequence[Work]) -> list[JoinedSeeds]:
-    kinds: dict[Hashable, list[Work]] = {}
-    for work in works:
-        if (kind := _kind_of_seed(work)) is not None:
-            kinds.setdefault(kind, []).append(work)
-    seeds = []
+def _joined_seeds(works: Sequence[Work], kinds: Sequence[Hashable]) -> list[JoinedSeeds]:
+    """Returns the joined seeds of each kind but None, in the order in which they come."""
     alike = Counter[Hashable]()
-    for those in kinds.values():
-        key = those[0].structure, _blueprint(those[0]), len(those)
-        alike[key] += 1  # two kinds may differ in nothing but how far their optimizers are
-        seeds.append(_joined((*key, alike[key]), partial(JoinedSeeds, those[0].model.seed_slot, len(those))))
+    seeds = []
+    for kind in dict.fromkeys(kinds):
+        if kind is not None:
+            those = [work for work, its in zip(works, kinds, strict=True) if its == kind]
+            key = _structure(those[0]), _seed_structure(those[0]), len(those)
+            alike[key] += 1  # two kinds may differ in nothing but how far their optimizers are
+            seeds.append(_joined((*key, alike[key]), partial(JoinedSeeds, those[0].model.seed_slot, len(those))))
     return seeds
 
+
+# --- what can be one network -----------------------------------------------------------------------------------------
 
 _JOINED: dict[Hashable, Any] = {}
 """Networks that this process has joined, by what they consist of. Their weights are those of the last use."""
@@ -256,10 +125,21 @@ def _joined(key: Hashable, build: Callable[[], _Module]) -> _Module:
 
 
 def _can_be_joined(work: Work) -> bool:
-    key = work.structure, _blueprint(work)
+    key = _structure(work), _seed_structure(work)
     if key not in _CAN_BE_JOINED:
         _CAN_BE_JOINED[key] = work.task_type == "classification" and can_be_joined(work.model, work.loader.input_shape)
     return _CAN_BE_JOINED[key]
+
+
+def _structure(work: Work) -> Hashable:
+    """Returns what a host without its seed is made of, and where."""
+    return work.structure, str(work.device)
+
+
+def _seed_structure(work: Work) -> Hashable:
+    """Returns what a seed is made of; None without one. A blueprint may be defined anew under its name."""
+    blueprint = _blueprint(work)
+    return None if blueprint is None else (blueprint, seed_factory(blueprint, work.model.seed_slot.topology))
 
 
 def _blueprint(work: Work) -> str | None:
@@ -269,7 +149,7 @@ def _blueprint(work: Work) -> str | None:
 
 def _kind_of_host(work: Work) -> Hashable:
     """Returns what must agree for two hosts to be one network, whatever seeds they have."""
-    common = (type(work), work.structure, work.task_type, len(work.loader), work.loader.samples)
+    common = (type(work), _structure(work), work.task_type, len(work.loader), work.loader.samples)
     if isinstance(work, EvaluationWork):
         return common
     return *common, _optimized(work, work.model.get_host_parameters())
@@ -285,12 +165,12 @@ def _kind_of_seed(work: Work) -> Hashable:
 
 def _optimized(work: TrainingWork, parameters: Iterable[nn.Parameter]) -> Hashable:
     """Returns how each of the parameters is trained."""
-    owners = _owners(work)
+    owned_by = owners(work)
     found = []
     for parameter in parameters:
-        optimizer, group = owners.get(id(parameter), (None, {}))
+        optimizer, group = owned_by.get(id(parameter), (None, {}))
         state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         step = float(state["step"]) if "step" in state else None
         known = tuple(key for key, value in state.items() if value is not None)
-        found.append((parameter.requires_grad, repr(_settings(group)), known, step))
+        found.append((parameter.requires_grad, repr(optimizer_settings(group)), known, step))
     return tuple(found)

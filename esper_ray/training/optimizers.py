@@ -23,14 +23,21 @@ class OptimizerSettings(BaseModel):
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Builds the optimizer; each parameter group remembers its learning rate as `initial_lr`."""
+    """Builds the optimizer; each parameter group remembers its learning rate as `initial_lr`.
+
+    AdamW is fused on the CPU only: on a GPU it would count its steps there, which no one could read without waiting.
+    """
+    parameters = list(parameters)
     optimizer: torch.optim.Optimizer
     if settings.kind == "sgd":
         optimizer = torch.optim.SGD(
             parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=on_cpu or None
+        )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

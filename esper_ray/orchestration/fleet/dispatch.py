@@ -50,6 +50,10 @@ class TicketQueue(ABC):
     def put_back(self, ticket: Ticket) -> None:
         """Takes back a ticket whose actor was lost; it comes first again."""
 
+    def end(self, episode: PlayedEpisode) -> None:
+        """Takes an episode that is over."""
+        self.finished.append(episode)
+
 
 class OwedTickets(TicketQueue):
     """A fixed set of tickets. Each actor plays its own, and in the end also those of actors that are away."""
@@ -90,6 +94,8 @@ class SeriesTickets(TicketQueue):
         self.consumed = (0,) * runners
         self._next = [0] * runners
         self._again: dict[int, deque[Ticket]] = {}
+        self._ended: dict[Ticket, PlayedEpisode] = {}
+        self._due = [0] * runners
 
     def take(self, runner: int, away: Iterable[int]) -> Ticket | None:
         """Returns the ticket that the actor was lost over, or its next one."""
@@ -103,6 +109,17 @@ class SeriesTickets(TicketQueue):
         """Takes back a ticket; its actor plays it again."""
         self._again.setdefault(ticket.runner, deque()).appendleft(ticket)
 
+    def end(self, episode: PlayedEpisode) -> None:
+        """Takes an episode that is over. Of each actor they come in their order, even if one is played again.
+
+        So `consumed` says which ones were learned from.
+        """
+        self._ended[episode.ticket] = episode
+        runner = episode.ticket.runner
+        while (ticket := self._ticket(runner, self._due[runner - 1])) in self._ended:
+            self.finished.append(self._ended.pop(ticket))
+            self._due[runner - 1] += 1
+
     def count(self, episodes: Iterable[PlayedEpisode]) -> None:
         """Counts episodes as learned from."""
         counted = Counter(episode.ticket.runner for episode in episodes)
@@ -111,7 +128,7 @@ class SeriesTickets(TicketQueue):
     def go_on_from(self, consumed: tuple[int, ...]) -> None:
         """Begins each actor's series behind the episodes that were learned from."""
         assert len(consumed) == len(self.consumed), "as many actors as before"
-        self.consumed, self._next = consumed, list(consumed)
+        self.consumed, self._next, self._due = consumed, list(consumed), list(consumed)
 
 
 @dataclass(frozen=True)
@@ -142,15 +159,15 @@ class _Absence:
 
 
 class Dispatcher:
-    """Has tickets played, one at a time by each actor.
+    """Has tickets played, by each actor as many at a time as it has hosts.
 
-    An actor that dies, that raises, or that needs longer than the timeout for an episode is replaced, and the ticket is
-    played again: an episode depends on its ticket and the policy's weights alone, so nothing is lost but time. While an
-    actor is away the others play what it owes, once they have played their own.
+    An actor that dies, that raises, or that needs longer than the timeout is replaced, and its tickets are played
+    again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost but time.
+    While an actor is away the others play what it owes, once they have played their own.
 
     Attributes:
         losses: actors lost so far, by cause, see `CAUSES`.
-        timeout_s: longest time for an episode, seconds.
+        timeout_s: longest time for what an actor plays at a time, seconds.
 
     Args:
         actors: the actors by runner index, from 1.
@@ -261,7 +278,7 @@ class Dispatcher:
         for episode in episodes:
             if episode.failure is None:
                 del self._losses_of[episode.ticket]
-                play.queue.finished.append(episode)
+                play.queue.end(episode)
         if failed:
             tickets = [episode.ticket for episode in failed]
             self._lose(play, tickets, "raised", str(failed[0].failure), failed[0].process)

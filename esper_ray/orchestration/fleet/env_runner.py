@@ -95,7 +95,8 @@ class SeededActions(ConnectorV2):
         actions, logarithms = [], []
         for episode, row in zip(episodes, rows, strict=True):
             distribution = kind.from_logits(row)
-            with seeded(int(episode.get_infos(-1).get(DECISION_SEED, 0))):
+            info = episode.get_infos(-1) if episode.is_reset else {}  # RLlib puts an empty one where one has ended
+            with seeded(int(info.get(DECISION_SEED, 0))):
                 action = distribution.sample()
             actions.append(action)
             logarithms.append(distribution.logp(action))

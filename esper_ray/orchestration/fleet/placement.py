@@ -93,12 +93,12 @@ def place(
     return placement
 
 
-def _require_filled(runners: int, hosts_per_runner: int, episodes: int) -> None:
+def _require_filled(runners: int, hosts_per_runner: int, episodes: int, setting: str = "--hosts-per-runner") -> None:
     """Refuses more hosts than there are episodes for."""
     if runners * hosts_per_runner > episodes:
         raise PlacementError(
             f"{runners} runners of {hosts_per_runner} hosts share {episodes} episodes at a time, so some would have "
-            f"none; use --hosts-per-runner {max(1, episodes // runners)} at most, or play more episodes"
+            f"none; use {setting} {max(1, episodes // runners)} at most, or play more episodes"
         )
 
 
@@ -149,7 +149,7 @@ def place_trials(
             f"{each} runners share {episodes} episodes at a time, so some would have none; use train.runners "
             f"{episodes} at most"
         )
-    _require_filled(each, hosts_per_runner, episodes)
+    _require_filled(each, hosts_per_runner, episodes, "train.hosts_per_runner")
     _require_free(Placement(each * at_a_time, 1, _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0))
     share = _gpu_share(each * at_a_time, nodes) if use_gpu else 0.0
     return Placement(each, 1.0 - LEARNER_CPUS, share, hosts_per_runner), at_a_time
