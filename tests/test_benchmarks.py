@@ -83,7 +83,11 @@ def test_an_actor_s_memory_is_its_own_and_the_data_is_shared(tmp_path: Path) -> 
 def test_the_orchestration_benchmark_refuses_what_it_cannot_measure(
     option: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = refusal("orchestration.py", [option, value], monkeypatch, capsys)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", ["orchestration.py", option, value])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(BENCHMARKS / "orchestration.py"), run_name="__main__")
+    error = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option}" in error and reason in error
 
 
@@ -100,20 +104,10 @@ def test_the_orchestration_benchmark_refuses_what_it_cannot_measure(
     ],
 )
 def test_the_other_benchmarks_refuse_what_they_cannot_measure(
-    benchmark: str,
-    arguments: list[str],
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    benchmark: str, arguments: list[str], reason: str, tmp_path: Path
 ) -> None:
-    assert reason in refusal(benchmark, arguments, monkeypatch, capsys)
-
-
-def refusal(
-    benchmark: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr(sys, "argv", [benchmark, *arguments])
-    with pytest.raises(SystemExit, match="2"):
-        runpy.run_path(str(BENCHMARKS / benchmark), run_name="__main__")
-    return capsys.readouterr().err.splitlines()[-1]
+    """Each in a process of its own: one of them registers a task that no other test should see."""
+    command = [sys.executable, BENCHMARKS / benchmark, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert reason in ended.stderr.splitlines()[-1]
