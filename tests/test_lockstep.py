@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -383,4 +384,17 @@ def test_environments_whose_episode_is_over_stand_still() -> None:
         over = terminated | truncated
         assert rewards[2] == 0.0
     assert over.tolist() == [True, True, False]
-    assert envs.step(actions)[4] == {}
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.step(actions)
+
+
+def test_a_single_environment_begins_the_next_episode_by_itself() -> None:
+    """As RLlib expects it, where it plays more episodes than there are environments."""
+    envs = lockstep_envs(1)
+    first, _ = envs.reset(seed=[0])
+    for _ in range(TASK.max_epochs):
+        *_, terminated, truncated, _ = envs.step(np.zeros(1, dtype=np.int64))
+    assert (terminated | truncated).all()
+    following, rewards, terminated, truncated, _ = envs.step(np.zeros(1, dtype=np.int64))
+    assert not (terminated | truncated).any() and rewards[0] == 0.0
+    assert np.array_equal(following["action_mask"], first["action_mask"])

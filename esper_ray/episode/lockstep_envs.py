@@ -39,7 +39,9 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
         self.single_action_space = envs[0].action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {**self.metadata, "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+        modes = gym.vector.AutoresetMode
+        mode = modes.NEXT_STEP if self.num_envs == 1 else modes.DISABLED
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
         self._over = [True] * self.num_envs
         resting = {name: np.zeros_like(value) for name, value in envs[0].observation_space.sample().items()}
         resting["action_mask"][ActionTable.WAIT] = 1
@@ -68,11 +70,20 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
     def step(
         self, actions: NDArray[Any]
     ) -> tuple[Observations, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Steps all whose episode is not over."""
+        """Steps all whose episode is not over. A single one whose episode is over begins the next.
+
+        Raises:
+            ResetNeeded: there are several, and the episodes of all of them are over.
+        """
         chosen = [place for place, over in enumerate(self._over) if not over]
         rewards = np.zeros(self.num_envs)
         ended = np.zeros((2, self.num_envs), dtype=np.bool_)
         infos: dict[str, Any] = {}
+        if not chosen:
+            if self.num_envs > 1:
+                raise gym.error.ResetNeeded("the episodes of all environments are over; reset them")
+            observations, infos = self.reset()
+            return observations, rewards, ended[0], ended[1], infos
         found = together([self.envs[place].step_steps(int(actions[place])) for place in chosen])
         for place, result in zip(chosen, found, strict=True):
             if isinstance(result, Exception):

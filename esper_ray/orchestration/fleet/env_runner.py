@@ -88,8 +88,12 @@ class PlayedEpisode:
 class SeededActions(ConnectorV2):
     """Samples the action of each environment with the seed that its last `info` holds, whatever the others do."""
 
-    def __call__(self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, **kwargs: Any) -> Any:
-        """Adds actions and the logarithm of their probability to the batch."""
+    def __call__(
+        self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, explore: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Adds actions and the logarithm of their probability to the batch; without exploration RLlib does."""
+        if not explore:
+            return batch
         kind = rl_module.get_exploration_action_dist_cls()
         rows = batch[Columns.ACTION_DIST_INPUTS].split(1)
         actions, logarithms = [], []
