@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,14 +36,20 @@ def test_the_orchestration_benchmark_accounts_for_every_episode(tmp_path: Path) 
     assert ended.stdout.count("×") == 1
 
 
+def figures_of_digits(benchmark: str, folder: Path) -> list[dict[str, Any]]:
+    """Runs a benchmark on `digits` and returns the rows that it writes."""
+    out = folder / "new.json"
+    command = [sys.executable, BENCHMARKS / benchmark, "digits", "--json", out]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
+    return rows
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path) -> None:
-    out = tmp_path / "new.json"
-    command = [sys.executable, BENCHMARKS / "host_epochs.py", "digits", "--json", out]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    rows = json.loads(out.read_text())["rows"]
+    rows = figures_of_digits("host_epochs.py", tmp_path)
     assert [row["name"] for row in rows] == ["digits", "digits, 32 hosts"]
     for row in rows:
         assert sum(row["phases"].values()) == pytest.approx(1.0)
@@ -56,11 +63,8 @@ def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_an_actor_s_memory_is_its_own_and_the_data_is_shared(tmp_path: Path) -> None:
     """The goal for `digits`: 60 MB beyond what the imports take; nothing of the data set is copied."""
-    out = tmp_path / "new.json"
-    command = [sys.executable, BENCHMARKS / "actor_memory.py", "digits", "--json", out]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    (row,) = json.loads(out.read_text())["rows"]
+    rows = figures_of_digits("actor_memory.py", tmp_path)
+    (row,) = rows
     assert row["episodes"]["uss"] - row["baseline"]["uss"] <= 60
     assert row["episodes"]["data"] > 0
     assert row["episodes"]["data_own"] == 0

@@ -46,11 +46,11 @@ def do_together(works: Sequence[Work]) -> list[Any]:
     """
     groups: dict[Hashable, list[int]] = {}
     for place, work in enumerate(works):
-        kind = _kind_of_host(work) if _can_be_joined(work) else place
+        kind = _kind_of_host(work) if len(works) > 1 and _can_be_joined(work) else place
         groups.setdefault(kind, []).append(place)
     results: list[Any] = [None] * len(works)
     for places in groups.values():
-        kinds = {place: _kind_of_seed(works[place]) for place in places}
+        kinds = {place: _kind_of_seed(works[place]) if len(places) > 1 else None for place in places}
         places.sort(key=lambda place: repr(kinds[place]))
         found = _do_group([works[place] for place in places], [kinds[place] for place in places])
         for place, result in zip(places, found, strict=True):
