@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from esper_ray.data import data_source
-from esper_ray.tasks import DataSettings, HostSettings, TaskSpec, register_task
+from esper_ray.tasks import get_task_spec, register_task
 
 TRAIN, VALIDATION, TEST = 50_000, 10_000, 100
 
@@ -26,15 +26,13 @@ def _read(files: list[Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+_WEAK = get_task_spec("cifar10")
 register_task(
-    TaskSpec(
-        name="weak_cnn",
-        summary="the weak host of cifar10 on 50,000 images of noise, for measuring speed",
-        input_shape=(3, 32, 32),
-        classes=10,
-        max_epochs=75,
-        episodes_per_iteration=8,
-        data=DataSettings(source="made_up_images", batch_size=128, augmentation="crop_and_flip"),
-        host=HostSettings(kind="cnn", base_channels=8, blocks=3),
+    _WEAK.model_copy(
+        update={
+            "name": "weak_cnn",
+            "summary": "the weak host of cifar10 on 50,000 images of noise, for measuring speed",
+            "data": _WEAK.data.model_copy(update={"source": "made_up_images"}),
+        }
     )
 )
