@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from esper_ray.models import pooled_norm
 from esper_ray.models.pooled_norm import norm_relu_pool
 
-SHAPES = [(128, 8, 32, 32), (130, 8, 28, 28), (128, 16, 16, 16), (16, 16, 34, 32)]
+SHAPES = [(128, 8, 32, 32), (130, 8, 28, 28), (128, 16, 16, 16), (128, 32, 16, 8), (700, 1, 34, 32), (700, 3, 14, 18)]
 
 
 def norm_of(channels: int, gain: float = 0.5) -> nn.BatchNorm2d:
@@ -64,6 +64,32 @@ def test_validation_comes_to_the_same_to_the_last_bit(shape: tuple[int, ...]) ->
     with torch.inference_mode():
         assert pooled_norm._is_quick(features, norm)
         assert torch.equal(norm_relu_pool(features, norm), plain(features, norm))
+
+
+def test_of_equal_values_one_gets_the_gradient() -> None:
+    """Not always the one that torch takes, but within the same four."""
+    norm = norm_of(8)
+    exact, features = copy.deepcopy(norm).double(), images_of(SHAPES[0]).round_()
+    twin = features.double().requires_grad_()
+    norm_relu_pool(features.requires_grad_(), norm).sum().backward()
+    plain(twin, exact).sum().backward()
+    assert features.grad is not None and twin.grad is not None
+    different = features.grad.double() - twin.grad
+    assert 0 < different.abs().gt(1e-4).float().mean() < 0.05
+    assert F.avg_pool2d(different, kernel_size=2).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", range(4))
+def test_what_is_no_number_shows_where_it_does_in_torch(training: bool, value: float, place: int) -> None:
+    norm, features = norm_of(8).train(training), images_of(SHAPES[0])
+    features[3, 2, 10 + place // 2, 20 + place % 2] = value
+    twin = copy.deepcopy(norm)
+    with torch.no_grad():
+        found, expected = norm_relu_pool(features, norm), plain(features, twin)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert not (training and expected.isfinite().all())
 
 
 @pytest.mark.parametrize(

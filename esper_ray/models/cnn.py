@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import ConfigurationError
 from esper_ray.models.hosts import SlottedHost, host
+from esper_ray.models.narrow_conv import conv3x3
 from esper_ray.models.pooled_norm import norm_relu_pool
 
 
@@ -62,7 +63,7 @@ class CNNHost(SlottedHost):
     def forward(self, images: Tensor) -> Tensor:
         features = images
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
-            features = norm_relu_pool(conv(features), norm)
+            features = norm_relu_pool(conv3x3(features, conv), norm)
             features = self.at(f"block{i}_post", features)
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

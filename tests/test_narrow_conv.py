@@ -1,0 +1,70 @@
+"""Convolutions of few channels, against torch's own."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper_ray.models import narrow_conv
+from esper_ray.models.narrow_conv import conv3x3
+
+avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="a processor without AVX-512 has nothing to win here"
+)
+
+
+def conv_of(inputs: int, outputs: int) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return conv.to(memory_format=torch.channels_last)
+
+
+def images_of(*shape: int) -> Tensor:
+    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@avx512
+@pytest.mark.parametrize("needs_gradient", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 8), (8, 16), (8, 8), (1, 8)])
+@pytest.mark.parametrize("size", [(32, 32), (5, 14), (1, 2)])
+def test_outputs_and_gradients_are_those_of_the_convolution(
+    inputs: int, outputs: int, size: tuple[int, int], needs_gradient: bool
+) -> None:
+    conv, images = conv_of(inputs, outputs), images_of(6, inputs, *size)
+    exact, twin = copy.deepcopy(conv).double(), images.double().requires_grad_(needs_gradient)
+    images.requires_grad_(needs_gradient)
+    assert narrow_conv._is_quick(images, conv)
+    found, expected = conv3x3(images, conv), exact(twin)
+    weights = torch.randn_like(found)
+    (found * weights).sum().backward()
+    (expected * weights.double()).sum().backward()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert conv.weight.grad is not None and exact.weight.grad is not None
+    assert (conv.weight.grad - exact.weight.grad).norm() <= 1e-5 * exact.weight.grad.norm()
+    assert (images.grad is not None) == needs_gradient
+    if images.grad is not None:
+        torch.testing.assert_close(images.grad.double(), twin.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("conv", "images"),
+    [
+        (conv_of(3, 16), images_of(6, 3, 8, 8)),
+        (conv_of(3, 8), images_of(6, 3, 8, 7)),
+        (conv_of(3, 8), torch.randn(6, 3, 8, 8)),
+        (conv_of(3, 8).double(), images_of(6, 3, 8, 8).double()),
+        (nn.Conv2d(3, 8, 3, padding=1), images_of(6, 3, 8, 8)),
+        (nn.Conv2d(3, 8, 1, bias=False), images_of(6, 3, 8, 8)),
+        (nn.Conv2d(16, 16, 3, padding=1, bias=False, groups=2), images_of(6, 16, 8, 8)),
+    ],
+    ids=["many channels", "odd width", "layout", "double", "bias", "1×1", "groups"],
+)
+def test_other_convolutions_are_left_to_torch(conv: nn.Conv2d, images: Tensor) -> None:
+    assert not narrow_conv._is_quick(images, conv)
+    assert torch.equal(conv3x3(images, conv), conv(images))
