@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_MANY_VALUES = 2**18
-"""With fewer values in a batch there is not enough to win for the 60 MB that the compiler takes."""
+_FEW_CHANNELS, _MANY_VALUES = 32, 2**18
+"""With more channels torch's own operations lose less; with fewer values in a batch, there is not enough to win for the
+60 MB that the compiler takes. Hosts in lockstep have many channels, and so are done as each of them is alone."""
 
 
 def norm_relu_pool(features: Tensor, norm: nn.Module) -> Tensor:
@@ -38,6 +39,7 @@ def _is_quick(features: Tensor, norm: nn.BatchNorm2d) -> bool:
         and not torch.compiler.is_compiling()
         and features.dtype == torch.float32
         and features.shape[2] % 2 == features.shape[3] % 2 == 0
+        and features.shape[1] <= _FEW_CHANNELS
         and features.numel() >= _MANY_VALUES
         and features.is_contiguous(memory_format=torch.channels_last)
         and norm.affine
