@@ -30,7 +30,7 @@ def _seeded() -> None:
 
 @avx512
 @pytest.mark.parametrize("needs_gradient", [True, False])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 8), (8, 16), (8, 8), (1, 8)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 8), (8, 16), (8, 8), (1, 8), (1, 4), (4, 8), (5, 2)])
 @pytest.mark.parametrize("size", [(32, 32), (5, 14), (1, 2)])
 def test_outputs_and_gradients_are_those_of_the_convolution(
     inputs: int, outputs: int, size: tuple[int, int], needs_gradient: bool
@@ -38,7 +38,7 @@ def test_outputs_and_gradients_are_those_of_the_convolution(
     conv, images = conv_of(inputs, outputs), images_of(6, inputs, *size)
     exact, twin = copy.deepcopy(conv).double(), images.double().requires_grad_(needs_gradient)
     images.requires_grad_(needs_gradient)
-    assert narrow_conv._is_quick(images, conv)
+    assert narrow_conv._is_quick(images, conv) or (outputs > 8 and not needs_gradient)
     found, expected = conv3x3(images, conv), exact(twin)
     weights = torch.randn_like(found)
     (found * weights).sum().backward()

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_NARROW = 8
-"""Half of the 16 values that an AVX-512 instruction works on: torch leaves the other half idle."""
+_LANES = 16
+"""Values that an AVX-512 instruction works on: of a convolution to 8 channels torch leaves half of them idle."""
 
 
 def conv3x3(images: Tensor, conv: nn.Module) -> Tensor:
-    """Returns `conv(images)`, a 3×3 convolution; to the last bit, its gradients within float rounding.
+    """Returns `conv(images)`, a 3×3 convolution, and its gradients; within float rounding.
 
     In channels-last layout two pixels of 8 channels that stand side by side are one of 16. So a convolution to 8
     channels is done as one to 16, in steps of 2 with a kernel 4 wide, of which each half sees 3 columns: a third more
-    arithmetic, and still less time. The gradient of 8 input channels is such a convolution too.
+    arithmetic, and still less time. To 4 channels or fewer it is done with four pixels. The gradient of few input
+    channels is such a convolution too.
 
     Shape:
         images (N, C, H, W); the result (N, out channels, H, W).
@@ -27,17 +28,22 @@ def conv3x3(images: Tensor, conv: nn.Module) -> Tensor:
 
 
 def _is_quick(images: Tensor, conv: nn.Conv2d) -> bool:
+    pixels = _pixels(images, conv.out_channels), _pixels(images, conv.in_channels) if images.requires_grad else 1
     return (
-        _NARROW in (conv.in_channels, conv.out_channels)
+        max(pixels) > 1
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and images.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and images.dtype == torch.float32
-        and images.shape[3] % 2 == 0
         and images.is_contiguous(memory_format=torch.channels_last)
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and (conv.groups, conv.dilation, conv.padding_mode, conv.bias) == (1, (1, 1), "zeros", None)
     )
+
+
+def _pixels(images: Tensor, channels: int) -> int:
+    """Returns how many pixels of a row are one, in what has so many channels."""
+    return next((count for count in (4, 2) if count * channels <= _LANES and images.shape[3] % count == 0), 1)
 
 
 class _Conv3x3(torch.autograd.Function):
@@ -58,28 +64,30 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def _convolved(images: Tensor, weight: Tensor) -> Tensor:
-    if len(weight) != _NARROW:
+    pixels = _pixels(images, len(weight))
+    if pixels == 1:
         return F.conv2d(images, weight, padding=1)
-    pairs = F.conv2d(images, _of_pairs(weight), stride=(1, 2), padding=1).permute(0, 2, 3, 1)
-    return pairs.reshape(len(images), *images.shape[2:], _NARROW).permute(0, 3, 1, 2)
+    found = F.conv2d(images, _widened(weight, pixels), stride=(1, pixels), padding=1).permute(0, 2, 3, 1)
+    return found.reshape(len(images), *images.shape[2:], len(weight)).permute(0, 3, 1, 2)
 
 
 def _to_weight(gradient: Tensor, images: Tensor, weight: Tensor) -> Tensor:
-    def found(gradient: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-        ones, no_bias, only_weight = [1, 1], None, [False, True, False]
-        gradients = torch.ops.aten.convolution_backward(
-            gradient, images, weight, no_bias, stride, ones, ones, False, [0, 0], 1, only_weight
-        )
-        return cast(Tensor, gradients[1])
+    channels, pixels = len(weight), _pixels(images, len(weight))
+    if images.shape[1] == 1:  # then it does not pay
+        pixels = 1
+    if pixels > 1:
+        count, _, height, width = gradient.shape
+        rows = gradient.permute(0, 2, 3, 1).reshape(count, height, width // pixels, pixels * channels)
+        gradient, weight = rows.permute(0, 3, 1, 2), _widened(weight, pixels)
+    ones, no_bias, only_weight = [1, 1], None, [False, True, False]
+    _, found, _ = torch.ops.aten.convolution_backward(
+        gradient, images, weight, no_bias, [1, pixels], ones, ones, False, [0, 0], 1, only_weight
+    )
+    of_pixels = enumerate(found.split(channels))
+    return torch.stack([kernel[..., first : first + 3] for first, kernel in of_pixels]).sum(0)
 
-    if len(weight) != _NARROW:
-        return found(gradient, weight, [1, 1])
-    count, _, height, width = gradient.shape
-    pairs = gradient.permute(0, 2, 3, 1).reshape(count, height, width // 2, 2 * _NARROW).permute(0, 3, 1, 2)
-    both = found(pairs, _of_pairs(weight), [1, 2])
-    return both[:_NARROW, ..., :3] + both[_NARROW:, ..., 1:]
 
-
-def _of_pairs(weight: Tensor) -> Tensor:
-    """Returns weights (8, C, 3, 3) for pairs of pixels, (16, C, 3, 4)."""
-    return torch.cat([F.pad(weight, (0, 1)), F.pad(weight, (1, 0))]).contiguous(memory_format=torch.channels_last)
+def _widened(weight: Tensor, pixels: int) -> Tensor:
+    """Returns weights (K, C, 3, 3) for several pixels, one after the other: (pixels · K, C, 3, 2 + pixels)."""
+    kernels = [F.pad(weight, (first, pixels - 1 - first)) for first in range(pixels)]
+    return torch.cat(kernels).contiguous(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_FEW_CHANNELS, _MANY_VALUES = 32, 2**18
+_FEW_CHANNELS, _MANY_VALUES = 32, 2**17
 """With more channels torch's own operations lose less; with fewer values in a batch, there is not enough to win for the
 60 MB that the compiler takes. Hosts in lockstep have many channels, and so are done as each of them is alone."""
 
