@@ -234,7 +234,8 @@ def summary(task: TaskSpec, actors: list[dict[str, float]], wall: float, bare: i
 def operations_per_sample(task: TaskSpec) -> float:
     """Returns the float operations of a host's forward and backward pass, for one sample or token sequence.
 
-    They are counted where nothing is computed: what a CPU does in its own ways may need more, which shall not count.
+    They are counted where nothing is computed: not the more that a CPU does in ways of its own, and attention as well,
+    which torch does not count there.
     """
     data, model = load_task_data(task), create_model(task).to("meta")
     inputs, targets = (tensor.to("meta") for tensor in next(iter(data.train)))

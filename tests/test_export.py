@@ -18,8 +18,8 @@ from esper_ray.export import export_model
 from esper_ray.models import MorphogeneticModel, list_blueprints
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.run.kept_hosts import KeptHosts, kept_episodes, load_kept_host
-from esper_ray.tasks import TaskSpec, create_model, load_task_data, load_test_data, prepare_data
-from esper_ray.training import evaluate
+from esper_ray.tasks import TaskSpec, create_model, get_task_spec, load_task_data, load_test_data, prepare_data
+from esper_ray.training import _train_one_epoch, build_optimizer, evaluate
 
 ALONE = """
 import sys
@@ -126,6 +126,26 @@ def test_every_host_with_every_seed_exports(kind: str, blueprint_id: str | None,
     trained = sum(p.numel() for p in model.parameters())
     buffers = ("input_", "running_")
     assert sum(t.numel() for n, t in stored.items() if not any(b in n for b in buffers)) == trained
+
+
+def test_hosts_that_train_in_ways_of_their_own_export(tmp_path: Path) -> None:
+    """`digits` has 8 channels, `fashion_mnist` 4 and large batches; what is exported has torch's operations."""
+    for name in ("digits", "fashion_mnist"):
+        task = get_task_spec(name)
+        model = create_model(task)
+        data = prepare_data(task)
+        _train_one_epoch(
+            model,
+            load_task_data(task).train,
+            nn.CrossEntropyLoss(),
+            build_optimizer(model.parameters(), task.host_optimizer),
+            None,
+            "cpu",
+            task.task_type,
+        )
+        topology = export_model(model, task, data, None, tmp_path / name, {"episode": 1})
+        measured = evaluate(model, load_test_data(task), nn.CrossEntropyLoss(), "cpu", task.task_type)
+        assert topology["test"]["accuracy"] == measured.accuracy > 0.5
 
 
 def test_an_exported_network_can_be_trained_on(tmp_path: Path) -> None:

@@ -52,6 +52,23 @@ def test_outputs_and_gradients_are_those_of_the_convolution(
         torch.testing.assert_close(images.grad.double(), twin.grad, rtol=1e-5, atol=1e-5)
 
 
+@avx512
+def test_a_frozen_convolution_lets_the_gradient_through_in_whatever_layout_it_comes() -> None:
+    conv, images = conv_of(8, 8).requires_grad_(False), images_of(6, 8, 4, 4).requires_grad_()
+    twin = images.detach().clone().requires_grad_()
+    gradient = torch.randn(6, 8, 4, 4)
+    conv3x3(images, conv).backward(gradient)
+    conv(twin).backward(gradient)
+    assert conv.weight.grad is None and images.grad is not None and twin.grad is not None
+    torch.testing.assert_close(images.grad, twin.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_in_evaluation_it_is_torch_s_to_the_last_bit() -> None:
+    for count, channels in ((1, 8), (6, 8), (6, 4)):
+        conv, images = conv_of(3, channels).eval(), images_of(count, 3, 32, 32)
+        assert torch.equal(conv3x3(images, conv), conv(images))
+
+
 @pytest.mark.parametrize(
     ("conv", "images"),
     [
@@ -61,9 +78,14 @@ def test_outputs_and_gradients_are_those_of_the_convolution(
         (conv_of(3, 8).double(), images_of(6, 3, 8, 8).double()),
         (nn.Conv2d(3, 8, 3, padding=1), images_of(6, 3, 8, 8)),
         (nn.Conv2d(3, 8, 1, bias=False), images_of(6, 3, 8, 8)),
-        (nn.Conv2d(16, 16, 3, padding=1, bias=False, groups=2), images_of(6, 16, 8, 8)),
+        (nn.Conv2d(3, 8, 3, padding=1, bias=False, stride=2), images_of(6, 3, 8, 8)),
+        (nn.Conv2d(3, 8, 3, padding=2, bias=False, dilation=2), images_of(6, 3, 8, 8)),
+        (nn.Conv2d(3, 8, 3, padding=1, bias=False, padding_mode="circular"), images_of(6, 3, 8, 8)),
+        (nn.Conv2d(8, 8, 3, padding=1, bias=False, groups=2), images_of(6, 8, 8, 8)),
     ],
-    ids=["many channels", "odd width", "layout", "double", "bias", "1×1", "groups"],
+    ids=[
+        *["many channels", "odd width", "layout", "double", "bias", "1×1", "stride", "dilation", "padding", "groups"],
+    ],
 )
 def test_other_convolutions_are_left_to_torch(conv: nn.Conv2d, images: Tensor) -> None:
     assert not narrow_conv._is_quick(images, conv)

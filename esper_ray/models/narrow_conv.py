@@ -12,7 +12,7 @@ _LANES = 16
 
 
 def conv3x3(images: Tensor, conv: nn.Module) -> Tensor:
-    """Returns `conv(images)`, a 3×3 convolution, and its gradients; within float rounding.
+    """Returns `conv(images)`, of a 3×3 convolution; while training within float rounding, else to the last bit.
 
     In channels-last layout two pixels of 8 channels that stand side by side are one of 16. So a convolution to 8
     channels is done as one to 16, in steps of 2 with a kernel 4 wide, of which each half sees 3 columns: a third more
@@ -22,7 +22,7 @@ def conv3x3(images: Tensor, conv: nn.Module) -> Tensor:
     Shape:
         images (N, C, H, W); the result (N, out channels, H, W).
     """
-    if not isinstance(conv, nn.Conv2d) or not _is_quick(images, conv):
+    if type(conv) is not nn.Conv2d or not _is_quick(images, conv):
         return cast(Tensor, conv(images))
     return cast(Tensor, _Conv3x3.apply(images, conv.weight))  # type: ignore[no-untyped-call]
 
@@ -30,14 +30,16 @@ def conv3x3(images: Tensor, conv: nn.Module) -> Tensor:
 def _is_quick(images: Tensor, conv: nn.Conv2d) -> bool:
     pixels = _pixels(images, conv.out_channels), _pixels(images, conv.in_channels) if images.requires_grad else 1
     return (
-        max(pixels) > 1
+        conv.training
+        and max(pixels) > 1
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and images.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and images.dtype == torch.float32
         and images.is_contiguous(memory_format=torch.channels_last)
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-        and (conv.groups, conv.dilation, conv.padding_mode, conv.bias) == (1, (1, 1), "zeros", None)
+        and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+        and conv.bias is None
     )
 
 
@@ -54,13 +56,14 @@ class _Conv3x3(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         images, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        to_images = None
-        if ctx.needs_input_grad[0]:
-            to_images = _convolved(gradient, weight.flip(2, 3).transpose(0, 1))
-        return to_images, _to_weight(gradient, images, weight)
+        for_images, for_weight = ctx.needs_input_grad
+        return (
+            _convolved(gradient, weight.flip(2, 3).transpose(0, 1)) if for_images else None,
+            _grad_weight(gradient, images, weight) if for_weight else None,
+        )
 
 
 def _convolved(images: Tensor, weight: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ def _convolved(images: Tensor, weight: Tensor) -> Tensor:
     return found.reshape(len(images), *images.shape[2:], len(weight)).permute(0, 3, 1, 2)
 
 
-def _to_weight(gradient: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+def _grad_weight(gradient: Tensor, images: Tensor, weight: Tensor) -> Tensor:
     channels, pixels = len(weight), _pixels(images, len(weight))
     if images.shape[1] == 1:  # then it does not pay
         pixels = 1
@@ -83,8 +86,8 @@ def _to_weight(gradient: Tensor, images: Tensor, weight: Tensor) -> Tensor:
     _, found, _ = torch.ops.aten.convolution_backward(
         gradient, images, weight, no_bias, [1, pixels], ones, ones, False, [0, 0], 1, only_weight
     )
-    of_pixels = enumerate(found.split(channels))
-    return torch.stack([kernel[..., first : first + 3] for first, kernel in of_pixels]).sum(0)
+    first, *others = (kernel[..., at : at + 3] for at, kernel in enumerate(found.split(channels)))
+    return cast(Tensor, sum(others, first))
 
 
 def _widened(weight: Tensor, pixels: int) -> Tensor:
