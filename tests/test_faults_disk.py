@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -247,3 +248,20 @@ def test_an_episode_in_progress_that_does_not_fit_is_let_be(disk: Disk) -> None:
     disk.clear()
     checkpoints.write(episode)
     assert checkpoints.read(episode.ticket) == episode
+
+
+# --- what Numba compiles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_where_there_is_no_room_for_what_is_compiled_hosts_train_all_the_same(disk: Disk) -> None:
+    code = "from esper_ray.models import pooled_norm_kernels; print(pooled_norm_kernels.forward.signatures != [])"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(disk.path / "numba")}
+    (disk.path / "numba").mkdir()
+    disk.fill()
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (answer.stdout, answer.stderr) == ("True\n", "")
+    disk.clear()
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (answer.stdout, answer.stderr) == ("True\n", "")
+    assert list((disk.path / "numba").rglob("*.nbi"))

@@ -1,7 +1,10 @@
 """Hosts and blueprints."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from esper_ray.errors import ConfigurationError
 from esper_ray.models import CNNHost, build_seed, list_blueprints
@@ -68,3 +71,16 @@ def test_every_registered_task_builds_its_model_without_data() -> None:
 def test_an_image_too_small_for_the_blocks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 16×16; the image has 8×8"):
         create_model(get_task_spec("digits", {"host.blocks": 4}))
+
+
+def test_a_cnn_learns_in_ways_of_its_own_what_it_learns_in_double_precision() -> None:
+    """In double precision, norms, pooling and convolutions are torch's own."""
+    torch.manual_seed(0)
+    host = CNNHost((3, 32, 32), 10).to(memory_format=torch.channels_last)
+    twin, images = copy.deepcopy(host).double(), torch.randn(128, 3, 32, 32)
+    images, targets = images.contiguous(memory_format=torch.channels_last), torch.arange(128) % 10
+    nn.functional.cross_entropy(host(images), targets).backward()
+    nn.functional.cross_entropy(twin(images.double()), targets).backward()
+    for (name, mine), other in zip(host.named_parameters(), twin.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None
+        assert (mine.grad - other.grad).norm() <= 1e-4 * other.grad.norm(), name

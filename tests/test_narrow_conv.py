@@ -63,6 +63,13 @@ def test_a_frozen_convolution_lets_the_gradient_through_in_whatever_layout_it_co
     torch.testing.assert_close(images.grad, twin.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_a_processor_without_avx_512_convolves_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    conv, images = conv_of(3, 8), images_of(6, 3, 32, 32)
+    assert not narrow_conv._is_quick(images, conv)
+    assert torch.equal(conv3x3(images, conv), conv(images))
+
+
 def test_in_evaluation_it_is_torch_s_to_the_last_bit() -> None:
     for count, channels in ((1, 8), (6, 8), (6, 4)):
         conv, images = conv_of(3, channels).eval(), images_of(count, 3, 32, 32)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import FASHION_MNIST
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,22 +138,10 @@ print("numba" in sys.modules)
 
 @pytest.mark.parametrize(("task", "compiles"), [("digits", "False"), ("fashion_mnist", "True")])
 def test_only_who_trains_on_large_batches_loads_a_compiler(task: str, compiles: str) -> None:
+    if task == "fashion_mnist" and not FASHION_MNIST.is_dir():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
     answer = subprocess.run([sys.executable, "-c", COMPILER_FREE, task], capture_output=True, text=True)
     assert answer.stdout.strip() == compiles, answer.stderr
-
-
-def test_where_nothing_can_be_stored_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = pooled_norm._kernels()
-    njit = kernels.njit
-
-    def refuses(signature: str, cache: bool = False, **options: object) -> object:
-        if cache:
-            raise OSError(28, "No space left on device")
-        return njit(signature, **options)
-
-    monkeypatch.setattr(kernels, "njit", refuses)
-    double = kernels._compiled("C(C)")(lambda values: values * np.float32(2))
-    assert (double(np.arange(3, dtype=np.float32)) == [0, 2, 4]).all()
 
 
 @pytest.mark.parametrize(

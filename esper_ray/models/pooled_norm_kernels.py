@@ -17,7 +17,7 @@ _ZERO = np.float32(0)
 
 
 def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a function, in which C stands for values per channel or of a row, R for rows, I for images."""
+    """Compiles a function. In its signature C are values of channels or a row, R rows, P pairs of rows, I images."""
     types = {"C": "float32[::1]", "R": "float32[:, ::1]", "P": "float32[:, :, ::1]", "I": "float32[:, :, :, ::1]"}
     for short, long in types.items():
         signature = signature.replace(short, long)
