@@ -24,7 +24,7 @@ from rich.table import Table
 
 from esper_ray.data.cache import cache_folder
 from esper_ray.errors import EsperError
-from esper_ray.orchestration.config import PPOSettings, TaskChoice
+from esper_ray.orchestration.config import LearnerSettings, TaskChoice
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
@@ -76,13 +76,13 @@ class Baseline:
 def measured(task: str, hosts: int, episodes: int, changes: dict[str, Any]) -> dict[str, Any]:
     """Returns the figures of actors that train `hosts` hosts each: after their start, an epoch, and some episodes."""
     spec = get_task_spec(task, changes)
-    learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=RUNNERS * hosts, seed=0)
+    learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=RUNNERS * hosts, seed=0)
     baselines = [Baseline.remote() for _ in range(RUNNERS)]  # type: ignore[attr-defined]
     algorithm = build_algorithm(ActorSettings(spec), learning, Placement(RUNNERS, 1, 0.0, hosts))
     try:
         baseline = mean(ray.get([actor.memory.remote() for actor in baselines]))
         found = {"baseline": baseline, "started": mean(asked(algorithm, memory))}
-        algorithm.ask_all("take_seat")
+        algorithm.ask_all("worker_info")
         found["an epoch"] = mean(asked(algorithm, memory))
         algorithm.play_scripted(assign(RUNNERS * hosts * episodes, RUNNERS, 0, base_seed=0), RandomPolicy())
         found["episodes"] = mean(asked(algorithm, memory))

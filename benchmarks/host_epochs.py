@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper_ray.errors import DatasetError
 from esper_ray.models.blueprints import registered_blueprints
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode
@@ -173,14 +173,14 @@ def measure(work: Work) -> Row:
     episodes = RUNNERS * work.hosts * work.episodes
     with local_ray(num_cpus=RUNNERS + 1, plugins=plugins):
         bare = ray.get(Importer.remote().memory.remote())
-        learning = Learning(PPOSettings(), iterations=10, episodes_per_iteration=episodes, seed=0)
+        learning = Learning(LearnerSettings(), iterations=10, episodes_per_iteration=episodes, seed=0)
         config = build_config(ActorSettings(task, plugins=plugins), learning, Placement(RUNNERS, 1, 0.0, work.hosts))
         algorithm = algorithm_class("ppo")(config=config.env_runners(env_runner_cls=TimedRunner))
         try:
-            algorithm.ask_all("take_seat")
+            algorithm.ask_all("worker_info")
             limit = fmean(algorithm.ask_all("time_products"))
             algorithm.ask_all("take_times")
-            algorithm.ask_all("take_seat")
+            algorithm.ask_all("worker_info")
             without_seeds = algorithm.ask_all("take_times")
             started = time.perf_counter()
             algorithm.train()

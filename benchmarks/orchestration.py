@@ -38,7 +38,7 @@ from rich.table import Table
 
 from esper_ray.episode.host_run import Beginning, HostRun
 from esper_ray.episode.signals import EpochOutcome
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.dispatch import Dispatcher
@@ -186,7 +186,7 @@ def measure(case: Case) -> Row:
     is_real = case.kind == "real"
     episodes = case.actors * case.episodes_each
     with local_ray(num_cpus=case.actors if is_real else 1):
-        learning = Learning(PPOSettings(), case.iterations + 1, episodes, _SEED)
+        learning = Learning(LearnerSettings(), case.iterations + 1, episodes, _SEED)
         config = build_config(ActorSettings(TASK), learning, Placement(case.actors if is_real else 0, 1, 0.0))
         pause = {"epoch_seconds": case.epoch_seconds if is_real else 0.0}
         config.environment(ActorEnvs.of(PausingEnv), env_config={**config.env_config, **pause})

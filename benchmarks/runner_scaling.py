@@ -10,7 +10,7 @@ import argparse
 import time
 from statistics import median
 
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds of one and two runners in turn")
     arguments = parser.parse_args()
     with local_ray():
-        learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=2, seed=0)
+        learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=2, seed=0)
         algorithm = build_algorithm(ActorSettings(TASK), learning, Placement(2, 1, 0.0))
         try:
             host_epochs_per_second(algorithm, 2, 1, 0)

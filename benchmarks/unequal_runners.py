@@ -12,7 +12,7 @@ import time
 from statistics import median
 from typing import Any, Literal
 
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
@@ -39,7 +39,7 @@ class UnequalEnv(ActorEnv):
 
 def build(learner: Literal["ppo", "appo"]) -> EpisodeAlgorithm:
     """Builds two actors and a learner, and lets them warm up."""
-    learning = Learning(PPOSettings(), iterations=100, episodes_per_iteration=EPISODES, seed=0, learner=learner)
+    learning = Learning(LearnerSettings(), iterations=100, episodes_per_iteration=EPISODES, seed=0, learner=learner)
     config = build_config(ActorSettings(TASK), learning, Placement(2, 1, 0.0))
     algorithm = algorithm_class(learner)(config=config.environment(ActorEnvs.of(UnequalEnv)))
     algorithm.train()

@@ -33,7 +33,7 @@ def load_plugins(names: Iterable[str]) -> None:
             )
 
 
-def require_elsewhere(names: Iterable[str], folder: Path) -> None:
+def require_outside_folder(names: Iterable[str], folder: Path) -> None:
     """Refuses plugins that lie in `folder`: a run or checkpoint of someone else must not bring its own code.
 
     Raises:

@@ -26,7 +26,7 @@ def without_compiler() -> None:
             kind.step = torch.no_grad()(inspect.unwrap(kind.step))  # type: ignore[method-assign]
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Keeps freed memory in this process, for the tensors of the next batch. Where the C library is not glibc: nothing.
 
     Otherwise glibc hands tensors of megabytes back with every batch, and the kernel fills the next ones with zeros: on

@@ -6,7 +6,7 @@ import numpy as np
 import ray
 from conftest import make_fast_task
 
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
@@ -27,7 +27,7 @@ def build(
     **more_env_config: Any,
 ) -> EpisodeAlgorithm:
     """Builds actors on the Ray that runs, and a learner. What is left over is told to the environment."""
-    settings = PPOSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
+    settings = LearnerSettings(minibatch_size=minibatch, update_epochs=2, hidden=(16,), lstm_width=8)
     learning = Learning(settings, 4, episodes, seed=3, learner=learner, policy=policy)
     config = build_config(ActorSettings(TASK), learning, Placement(runners, 1, 0.0, hosts))
     config.environment(ActorEnvs.of(env), env_config={**config.env_config, **more_env_config})

@@ -21,7 +21,7 @@ from esper_ray.data import (
     get_source,
     prepare,
 )
-from esper_ray.data.batches import side_by_side
+from esper_ray.data.batches import iterate_batched
 from esper_ray.data.source import _SOURCES
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.tasks import DataSettings, TaskSpec, load_task_data
@@ -259,7 +259,7 @@ def test_batches_side_by_side_are_those_of_each_loader(
     loaders = [whole.part(0.9, noise, 10, seed) if noise else copy.copy(whole) for seed in range(3)]
     for seed, loader in enumerate(loaders):
         loader.start_epoch(seed)
-    together = list(side_by_side(loaders))
+    together = list(iterate_batched(loaders))
     assert [len(found) for _, found in together] == ([16, 16, 13] if noise else [16, 16, 16, 2])
     for place, loader in enumerate(loaders):
         for (joined_inputs, joined_targets), (own_inputs, own_targets) in zip(together, loader, strict=True):

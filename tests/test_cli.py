@@ -15,7 +15,7 @@ from esper_ray.cli.main import _parse, run
 from esper_ray.lifecycle import SeedStage
 from esper_ray.orchestration.config import TasksConfig, TrainConfig
 from esper_ray.orchestration.fleet.actor_envs import ActorEnv
-from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.run_folder import checkpoints_of, iteration_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -223,7 +223,7 @@ def test_a_run_leaves_everything_that_it_followed_from_and_everything_that_came_
 
     assert {path.name for path in (out / "checkpoints").iterdir()} == {f"iteration_{number:06d}" for number in range(3)}
     for checkpoint in checkpoints_of(out):
-        assert read_facts(checkpoint).iteration == iteration_of(checkpoint)
+        assert read_manifest(checkpoint).iteration == iteration_of(checkpoint)
         assert json.loads((checkpoint / "learner.json").read_text())["iteration"] == iteration_of(checkpoint)
         assert {path.suffix for path in checkpoint.rglob("*")} == {".json", ".safetensors"}, "nothing that is executed"
     assert list(out.glob("events.out.tfevents.*"))
@@ -260,7 +260,7 @@ def test_an_interrupted_run_ends_with_a_checkpoint(tmp_path: Path, end: signal.S
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     *_, checkpoint = checkpoints_of(out)
     assert checkpoint.name == f"iteration_{rows[-1]['iteration']:06d}"
-    assert read_facts(checkpoint).iteration == rows[-1]["iteration"]
+    assert read_manifest(checkpoint).iteration == rows[-1]["iteration"]
     assert len((out / "episodes.jsonl").read_text().splitlines()) == 6 * len(rows)
 
 

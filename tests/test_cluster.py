@@ -23,7 +23,7 @@ from esper_ray.cli.main import run
 from esper_ray.cli.plan import described
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.run.plan import RunPlan
 from esper_ray.orchestration.run.preflight import Preflight
@@ -170,12 +170,14 @@ def test_a_plan_says_what_each_machine_gives_even_if_all_have_one_name(
 
 def test_a_plan_says_how_much_of_which_gpu_each_machine_gives() -> None:
     places = [("north", "a" * 56, "cuda:0"), ("north", "a" * 56, "cuda:1"), ("south", "b" * 56, "cuda:0")]
-    seats = [Seat(i, *place, 1, 0.1, 1_000_000) for i, place in enumerate([places[0], *places, places[2]], start=1)]
+    workers = [
+        WorkerInfo(i, *place, 1, 0.1, 1_000_000) for i, place in enumerate([places[0], *places, places[2]], start=1)
+    ]
     plan = RunPlan(
         TrainConfig(),
         make_fast_task(),
         Placement(5, 1, 0.5),
-        Preflight(tuple(seats), 12, 60.0),
+        Preflight(tuple(workers), 12, 60.0),
         episodes=10,
         action_names=("WAIT",),
         out=Path("out"),

@@ -171,7 +171,7 @@ def test_sixty_four_actors_of_fake_hosts_are_all_accounted_for(monkeypatch: pyte
     with local_ray(num_cpus=actors):
         algorithm = build(actors, 2 * actors, env=FakeHostEnv)
         try:
-            sizes = [seat.memory for seat in algorithm.ask_all("take_seat")]
+            sizes = [seat.memory for seat in algorithm.ask_all("worker_info")]
             assert len(sizes) == actors
             assert max(sizes) < 1e9
             tickets, driver_seconds = [], 0.0

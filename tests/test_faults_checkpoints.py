@@ -22,7 +22,7 @@ from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostChec
 from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.orchestration.learner.learner_state import read_learner_state, require_fitting_optimizer
 from esper_ray.orchestration.learner.policy_network import load_policy
-from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.resume import find_resumption
 from esper_ray.orchestration.run.run_folder import checkpoints_of
 from esper_ray.orchestration.run.run_result import read_tally
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_refused_and_a_run_goes_on_from_the_one_before(
 ) -> None:
     damage(checkpoint / name, marker)
     with pytest.raises(CheckpointError) as refusal:
-        read_facts(checkpoint)
+        read_manifest(checkpoint)
     assert "\n" not in str(refusal.value) and name in str(refusal.value)
     assert name in refused(capsys, "evaluate", checkpoint)
     assert name in refused(capsys, "train", "--from-checkpoint", checkpoint, "--out", killed_run.parent / "new")

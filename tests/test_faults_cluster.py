@@ -253,9 +253,9 @@ def actor_answers(actor: ray.actor.ActorHandle) -> bool:
 
 def assert_on_gpus(trace: Trace, machines: list[Any], share: float, actors: int) -> None:
     """Holds that all actors have trained, on these machines, and none of their GPUs served more than it can."""
-    seats = {(step.runner, step.node, step.gpu) for step in trace.take()}
-    assert len(seats) == len({runner for runner, _, _ in seats}) == actors
-    per_gpu = Counter((node, gpu) for _, node, gpu in seats)
+    workers = {(step.runner, step.node, step.gpu) for step in trace.take()}
+    assert len(workers) == len({runner for runner, _, _ in workers}) == actors
+    per_gpu = Counter((node, gpu) for _, node, gpu in workers)
     assert {node for node, _ in per_gpu} == {machine.node_id for machine in machines}
     assert all(gpu is not None and count * share <= 1.0 for (_, gpu), count in per_gpu.items())
 

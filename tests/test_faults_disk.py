@@ -21,7 +21,7 @@ from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.held_out.episode_store import EpisodeStore
-from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.kept_hosts import KeptHosts, kept_episodes, load_kept_host
 from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, has_ended, iteration_of, read_config
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
@@ -113,7 +113,7 @@ def test_a_disk_that_fills_up_during_a_run_ends_it_cleanly_and_with_room_it_come
     last = checkpoints_of(out)[-1]
     assert "warning: the checkpoint of iteration" in printed
     assert f"the last one is {last.name}" in printed
-    assert read_facts(last).iteration < len(whole_rows(out / "metrics.jsonl"))
+    assert read_manifest(last).iteration < len(whole_rows(out / "metrics.jsonl"))
     assert half_written(out) == []
 
     disk.clear()

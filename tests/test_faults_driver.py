@@ -16,7 +16,7 @@ import pytest
 from driver import ITERATIONS, SETTINGS, begun, ended, half_written, refused, results, wait_until, whole_rows
 
 from esper_ray.orchestration.learner.learner_state import read_learner_state
-from esper_ray.orchestration.run.checkpoint import read_facts
+from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, iteration_of, read_config
 from esper_ray.orchestration.run.run_result import read_tally
 
@@ -73,7 +73,7 @@ def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_ti
         assert max(there, default=0) >= rows_before - 1
         for checkpoint in checkpoints_of(out):
             iteration = iteration_of(checkpoint)
-            assert read_facts(checkpoint).iteration == read_learner_state(checkpoint).iteration == iteration
+            assert read_manifest(checkpoint).iteration == read_learner_state(checkpoint).iteration == iteration
             assert len(read_tally(checkpoint).trained) == 2 * iteration
     assert times_resumed >= 10
     assert 3 <= rows_before < ITERATIONS

@@ -45,7 +45,7 @@ def test_falling_back_to_guessing_fails_only_a_host_that_had_learned() -> None:
 def test_whether_a_host_had_learned_is_judged_anew_once_it_is_put_back() -> None:
     governor = Governor(GovernorSettings(), UNIFORM)
     assert [governor.judge(loss, loss) for loss in (1.3, UNIFORM)] == [None, Failure.COLLAPSE]
-    governor.take_up_restored(UNIFORM)
+    governor.resume_after_rollback(UNIFORM)
     assert governor.judge(UNIFORM, UNIFORM) is None
-    governor.take_up_restored(1.3)
+    governor.resume_after_rollback(1.3)
     assert governor.judge(UNIFORM, UNIFORM) == Failure.COLLAPSE

@@ -15,7 +15,7 @@ from esper_ray.cli.main import run
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
@@ -24,7 +24,7 @@ from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.orchestration.run import checkpoint as checkpoints
-from esper_ray.orchestration.run.checkpoint import held_out, read_facts, write_facts
+from esper_ray.orchestration.run.checkpoint import held_out, read_manifest, write_manifest
 from esper_ray.policies import SchedulePolicy
 
 SMALL = [
@@ -78,7 +78,7 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
     (file,) = out.glob("evaluation-sampled-*.json")
     found = json.loads(file.read_text())
     assert found["means"]["kept_test_accuracy"] == pytest.approx(np.mean([r["kept_test_accuracy"] for r in played]))
-    task, policy = read_facts(trained).task_spec(), LearnedPolicy.from_checkpoint(trained)
+    task, policy = read_manifest(trained).task_spec(), LearnedPolicy.from_checkpoint(trained)
     env = MorphogenesisEnv(task)
     for row in played:
         record = play_episode(env, policy, row["episode_seed"])
@@ -96,8 +96,8 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     out = tmp_path / "held_out"
     greedy = ["--greedy"] * (way == "greedy")
     assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
-    actor = ActorSettings(read_facts(trained).task_spec())
-    learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=4, seed=0)
+    actor = ActorSettings(read_manifest(trained).task_spec())
+    learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=4, seed=0)
     config = build_config(actor, learning, Placement(1, 1, 0.0))
     config.environment(ActorEnvs.of(HeldOutEnv))
     config.evaluation(
@@ -109,7 +109,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     )
     algorithm = EpisodePPO(config=config)
     try:
-        algorithm.start_from(trained)
+        algorithm.warm_start(trained)
         algorithm.eval_env_runner.module.set_state(algorithm.policy_network.get_state())
         found = algorithm.evaluate()["env_runners"]
     finally:
@@ -127,8 +127,8 @@ def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(tra
     found = metrics[1]["evaluation"]
     assert found["episodes"] == 3
     seeds = development_seeds(3)
-    assert not set(seeds) & {*held_out_seeds(100), *read_facts(trained).training_seeds()}
-    env = MorphogenesisEnv(read_facts(trained).task_spec())
+    assert not set(seeds) & {*held_out_seeds(100), *read_manifest(trained).training_seeds()}
+    env = MorphogenesisEnv(read_manifest(trained).task_spec())
     for way in ("sampled", "greedy"):
         policy = LearnedPolicy.from_checkpoint(trained, greedy=way == "greedy")
         records = [play_episode(env, policy, seed) for seed in seeds]
@@ -150,7 +150,7 @@ def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training_hosts(
     trained: Path, compared: Path
 ) -> None:
-    held, training = set(held_out_seeds(4)), set(read_facts(trained).search_seeds(2))
+    held, training = set(held_out_seeds(4)), set(read_manifest(trained).search_seeds(2))
     seeds: dict[str, list[int]] = {}
     for row in rows(compared):
         assert (row["kept_test_accuracy"] is None) == row["policy"].startswith("search")
@@ -158,9 +158,9 @@ def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training
     searched = [name for name in seeds if name.startswith("search")]
     assert len(searched) > 20
     assert set().union(*(seeds.pop(name) for name in searched)) <= training
-    assert training <= set(read_facts(trained).training_seeds())
-    assert not held & set(read_facts(trained).training_seeds())
-    digest = read_facts(trained).digest
+    assert training <= set(read_manifest(trained).training_seeds())
+    assert not held & set(read_manifest(trained).training_seeds())
+    digest = read_manifest(trained).digest
     for name in ("wait", "random", "heuristic", f"sampled {digest}", f"greedy {digest}"):
         assert sorted(seeds[name]) == sorted(held)
     assert all(set(of_policy) <= held for of_policy in seeds.values())
@@ -172,7 +172,7 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
-    digest = read_facts(trained).digest
+    digest = read_manifest(trained).digest
     for way, section in (("sampled", lambda c: c), ("greedy", lambda c: c["greedy"])):
         for control in ("wait", "random", "heuristic"):
             for measure, part in (("test_score", "difference"), ("kept_test_accuracy", "kept_test_accuracy")):
@@ -197,7 +197,7 @@ def test_static_final_trains_from_scratch_what_the_policy_kept(trained: Path, co
     by_policy: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
-    digest = read_facts(trained).digest
+    digest = read_manifest(trained).digest
     learned = [item for way in ("sampled", "greedy") for item in by_policy[f"{way} {digest}"].items()]
     grown = [(seed, row) for seed, row in learned if row["kept_blueprint"]]
     assert grown, "choose another seed for the run: nothing was kept"
@@ -274,18 +274,18 @@ def test_a_checkpoint_of_something_else_is_refused_with_what_differs(
     assert "no such folder" in refused(capsys, "evaluate", tmp_path / "nowhere")
     assert "no checkpoint of this version" in refused(capsys, "evaluate", tmp_path)
 
-    facts = read_facts(checkpoint)
-    write_facts_again(checkpoint, facts.model_copy(update={"versions": {**facts.versions, "esper_ray": "0.0.1"}}))
+    manifest = read_manifest(checkpoint)
+    write_facts_again(checkpoint, manifest.model_copy(update={"versions": {**manifest.versions, "esper_ray": "0.0.1"}}))
     assert "was written with esper_ray 0.0.1, this is" in refused(capsys, "compare", checkpoint)
-    write_facts_again(checkpoint, facts.model_copy(update={"actions": (*facts.actions, "GERMINATE_WINGS")}))
+    write_facts_again(checkpoint, manifest.model_copy(update={"actions": (*manifest.actions, "GERMINATE_WINGS")}))
     assert "actions differ from the present ones: it has GERMINATE_WINGS" in refused(capsys, "evaluate", checkpoint)
-    write_facts_again(checkpoint, facts.model_copy(update={"observation": facts.observation[1:]}))
+    write_facts_again(checkpoint, manifest.model_copy(update={"observation": manifest.observation[1:]}))
     assert "observation differ from the present ones: here there is epoch" in refused(capsys, "evaluate", checkpoint)
 
 
-def write_facts_again(checkpoint: Path, facts: checkpoints.CheckpointFacts) -> None:
+def write_facts_again(checkpoint: Path, manifest: checkpoints.CheckpointManifest) -> None:
     (checkpoint / "esper_ray.json").unlink()
-    write_facts(checkpoint, facts)
+    write_manifest(checkpoint, manifest)
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,11 +298,11 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, capsys: pytest.Captur
     assert f"{weights.name} cannot be read: No such file" in refused(capsys, "evaluate", checkpoint)
     (checkpoint / "esper_ray.json").write_text("{")
     assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
-    facts = checkpoint / "esper_ray.json"
+    manifest = checkpoint / "esper_ray.json"
     for content in ("[]", '{"versions": [1]}', json.dumps({"versions": checkpoints.present_versions()})):
-        facts.write_text(content)
+        manifest.write_text(content)
         assert "is damaged: esper_ray.json" in refused(capsys, "evaluate", checkpoint)
-    facts.write_text(whole.replace('"seed": 0', '"seed": 5'))
+    manifest.write_text(whole.replace('"seed": 0', '"seed": 5'))
     assert "esper_ray.json is not as it was written" in refused(capsys, "evaluate", checkpoint)
 
 
@@ -331,17 +331,17 @@ def test_other_bad_input_is_one_line(checkpoint: Path, tmp_path: Path, capsys: p
 def test_held_out_hosts_that_training_used_are_an_error_in_the_program(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = read_facts(trained)
-    assert held_out(facts, 100) == held_out_seeds(100)
-    monkeypatch.setattr(checkpoints, "held_out_seeds", lambda count: facts.training_seeds()[:1])
+    manifest = read_manifest(trained)
+    assert held_out(manifest, 100) == held_out_seeds(100)
+    monkeypatch.setattr(checkpoints, "held_out_seeds", lambda count: manifest.training_seeds()[:1])
     with pytest.raises(AssertionError, match="must not occur in training"):
-        held_out(facts, 1)
+        held_out(manifest, 1)
 
 
 def test_the_best_schedule_can_be_followed_without_ray(compared: Path, trained: Path) -> None:
     """What the search reports is what a schedule policy gets on a training host."""
     found = json.loads((compared / "comparison.json").read_text())["schedule"]
-    env = MorphogenesisEnv(read_facts(trained).task_spec())
+    env = MorphogenesisEnv(read_manifest(trained).task_spec())
     searched = [row for row in rows(compared) if row["policy"].startswith("search: norm germinated after epoch 3")]
     (name, *_) = {row["policy"] for row in searched}
     fossilize_at = int(name.split("fossilized from ")[1].split()[0])

@@ -70,7 +70,7 @@ def test_a_replacement_whose_policy_decides_otherwise_plays_the_episode_from_its
     found = []
     for checkpoints in (True, False):
         algorithm = trace.build(HERE, checkpoints=checkpoints)
-        algorithm.start_from(tmp_path / "other")
+        algorithm.warm_start(tmp_path / "other")
         algorithm.train()
         assert [step.epoch for step in trace.take()] == WHOLE * 2
         found.append(rows(algorithm))

@@ -166,7 +166,7 @@ def test_a_learner_that_takes_up_a_checkpoint_learns_on_as_if_it_had_never_stopp
     resumed = build(2, 4, policy=policy)
     try:
         assert differ(weights(resumed), saved)
-        resumed.take_up(tmp_path)
+        resumed.load(tmp_path)
         assert resumed.iteration == 1
         assert_same_weights(weights(resumed), saved)
         resumed.train()
@@ -192,7 +192,7 @@ def test_appo_goes_on_behind_the_episodes_that_it_has_learned_from(
     for _ in range(2):
         resumed = build(1, 2, policy=policy, learner="appo")
         try:
-            resumed.take_up(tmp_path)
+            resumed.load(tmp_path)
             assert (resumed.iteration, resumed.consumed) == (1, consumed)
             assert_same_weights(weights(resumed), saved)
             resumed.train()
@@ -217,7 +217,7 @@ def test_a_new_run_begins_with_another_s_policy_and_nothing_else(
         algorithm.stop()
     new = build(1, 2, learner=learner)
     try:
-        new.start_from(tmp_path)
+        new.warm_start(tmp_path)
         assert new.iteration == 0
         assert_same_weights(
             {name: value for name, value in weights(new).items() if "_old_" not in name},
@@ -312,7 +312,7 @@ def test_an_actor_s_series_is_learned_from_in_its_order_though_an_episode_is_pla
         assert [episode.ticket.number for episode in series.finished] == ended
     series.count([series.finished[0], series.finished[1]])
     again = SeriesTickets(series._ticket, 1, series.start)
-    again.go_on_from(series.consumed)
+    again.resume_from(series.consumed)
     following = again.take(1, ())
     assert following is not None and following.number == 2
     again.end(PlayedEpisode(following))

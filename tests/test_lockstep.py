@@ -99,7 +99,7 @@ def joins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(works))
         return through(model, works)
 
-    for name in ("train_together", "evaluate_together"):
+    for name in ("train_batched", "evaluate_batched"):
         monkeypatch.setattr(lockstep, name, partial(counted, getattr(lockstep, name)))
     return counts
 
@@ -122,7 +122,7 @@ def assert_equal_to_one_by_one(kinds: list[tuple[str | None, SeedStage]], task: 
     together = [Trainee(seed, *kind, task) for seed, kind in enumerate(kinds)]
     alone = [Trainee(seed, *kind, task) for seed, kind in enumerate(kinds)]
     for epoch in range(2):
-        found = lockstep.do_together(
+        found = lockstep.do_batched(
             [host.training(loader, epoch) for host, loader in zip(together, loaders(len(kinds), task), strict=True)]
         )
         expected = [
@@ -176,7 +176,7 @@ def test_validation_together_comes_to_what_it_does_alone(forced_alpha: float | N
         for host in hosts
         if forced_alpha is None or host.seed_slot.seed is not None
     ]
-    found = lockstep.do_together(works)
+    found = lockstep.do_batched(works)
     for evaluation, work in zip(found, works, strict=True):
         expected = do(work)
         assert evaluation.loss == pytest.approx(expected.loss, rel=LARGEST_DIFFERENCE)
@@ -196,7 +196,7 @@ def test_a_host_that_diverges_takes_no_other_with_it(task: Any, joins: list[int]
             if epoch == 1:
                 with torch.no_grad():
                     hosts[1].model.host.head.weight.fill_(float("nan"))
-        found = lockstep.do_together(
+        found = lockstep.do_batched(
             [host.training(loader, epoch) for host, loader in zip(together, loaders(3, task), strict=True)]
         )
         expected = [do(host.training(loader, epoch)) for host, loader in zip(twins, loaders(3, task), strict=True)]
@@ -211,7 +211,7 @@ def test_work_that_raises_is_one_host_s_alone(joins: list[int]) -> None:
     hosts = [Trainee(seed, None, S.DORMANT) for seed in range(3)]
     works = [host.training(loader, 0) for host, loader in zip(hosts, loaders(3), strict=True)]
     hosts[1].model.host.head = nn.Linear(3, 10)
-    first, failed, last = lockstep.do_together(works)
+    first, failed, last = lockstep.do_batched(works)
     assert isinstance(failed, RuntimeError)
     for place, found in ((0, first), (2, last)):
         twin = Trainee(place, None, S.DORMANT)

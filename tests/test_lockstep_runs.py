@@ -53,13 +53,13 @@ def test_hosts_trained_together_are_an_episode_each_with_the_decisions_of_hosts_
 
 def test_what_an_actor_plays_together_is_trained_as_one_network(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Played in this process, where it can be counted."""
-    counts, train_together = [], lockstep.train_together
+    counts, train_batched = [], lockstep.train_batched
 
     def counted(model: Any, works: Any) -> Any:
         counts.append(len(works))
-        return train_together(model, works)
+        return train_batched(model, works)
 
-    monkeypatch.setattr(lockstep, "train_together", counted)
+    monkeypatch.setattr(lockstep, "train_batched", counted)
     algorithm = build(0, 2 * HOSTS, hosts=HOSTS)
     algorithm.train()
     assert len(algorithm.episodes) == 2 * HOSTS

@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from esper_ray.cli.main import run
 from esper_ray.data import source
 from esper_ray.models import CNNHost, blueprints, host, hosts
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import plugin_environment
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
@@ -221,7 +221,7 @@ def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
 @pytest.mark.slow
 def test_actors_on_other_machines_get_the_plugin_s_source(two_nodes: tuple[str, Cluster], tmp_path: Path) -> None:
     name, _ = two_nodes
-    settings = PPOSettings(minibatch_size=32, update_epochs=2)
+    settings = LearnerSettings(minibatch_size=32, update_epochs=2)
     learning = Learning(settings, iterations=1, episodes_per_iteration=4, seed=0)
     algorithm = build_algorithm(ActorSettings(get_task_spec(name), plugins=(name,)), learning, Placement(2, 1, 0.0))
     try:

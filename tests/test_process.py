@@ -43,14 +43,14 @@ print(trained({kind!r}), "torch._dynamo" in sys.modules)
 def test_an_actor_trains_without_the_compiler() -> None:
     code = """
 import sys
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.tasks import get_task_spec
 settings = ActorSettings(get_task_spec("digits", {"data.train_samples": 64, "data.validation_samples": 50}))
-learning = Learning(PPOSettings(), iterations=1, episodes_per_iteration=1, seed=0)
+learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=1, seed=0)
 runner = EpisodeRunner(config=build_config(settings, learning, Placement(0, 1, 0.0, 2)), worker_index=1)
 runner._envs().time_epoch()
 print({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules))
@@ -65,10 +65,10 @@ def test_freed_memory_is_used_again_without_the_kernel() -> None:
 import resource, sys, torch
 from torch import nn
 from esper_ray import create_model, get_task_spec
-from esper_ray.process import keep_freed_memory
+from esper_ray.process import retain_freed_memory
 from esper_ray.training import _train_one_epoch, build_optimizer
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    retain_freed_memory()
 torch.set_num_threads(1)
 task = get_task_spec("cifar10")
 model = create_model(task)

@@ -20,8 +20,8 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv, run_ppo_episode
 from esper_ray.episode.actions import Decision
 from esper_ray.episode.rewards import (
     REWARD_MODES,
-    Moment,
     RewardInput,
+    RewardState,
     attributed_accuracy,
     followed_loss,
     growth_doublings,
@@ -70,19 +70,19 @@ def episode(
     typical_loss_delta: float = 0.1,
 ) -> list[RewardInput]:
     """The steps of an episode. A decision is what its change of stage asks for, unless that epoch was rolled back."""
-    moments: list[Moment] = []
+    moments: list[RewardState] = []
     base = best_kept = 0.0
     followed = best_loss = UNIFORM_LOSS
     counts = settings("loss", typical_loss_delta=typical_loss_delta)
     for i, stage in enumerate(STAGES[letter] for letter in stages):
-        last = moments[-1] if moments else Moment()
+        last = moments[-1] if moments else RewardState()
         seed = stage == S.FOSSILIZED or stage in ACTIVE_STAGES
         base = best_kept if seed and not last.seed_parameters else base
         measured = contribution if seed and stage != S.TRAINING else None
         best_kept = max(best_kept, accuracy[i] - (0.0 if stage == S.FOSSILIZED else measured or 0.0))
         followed = followed_loss(followed, loss[i], counts) if i else followed
         best_loss = min(best_loss, followed)
-        moment = Moment(
+        moment = RewardState(
             stage=stage,
             epochs_in_stage=last.epochs_in_stage + 1 if stage == last.stage else 0,
             attributed=attributed_accuracy(accuracy[i] - base, measured),
@@ -113,7 +113,7 @@ def episode(
     ]
 
 
-def decision_between(before: Moment, after: Moment) -> Decision:
+def decision_between(before: RewardState, after: RewardState) -> Decision:
     if after.seed_parameters and not before.seed_parameters:
         return Decision.GERMINATE
     if before.seed_parameters and not after.seed_parameters:
@@ -207,7 +207,7 @@ def test_contribution_pays_for_fossilizing_what_contributes_and_for_culling_what
     assert (fossilize.decision, cull.decision) == (Decision.FOSSILIZE, Decision.CULL)
 
     def paid(step: RewardInput, name: str, **before: Any) -> float:
-        return reward_components(replace(step, before=Moment(**before)), settings("contribution"))[name]
+        return reward_components(replace(step, before=RewardState(**before)), settings("contribution"))[name]
 
     for epochs, contributed, due in (
         (1, 10.0, 1.5 / 5),
@@ -229,10 +229,10 @@ def test_contribution_pays_for_fossilizing_what_contributes_and_for_culling_what
 def test_the_stage_potential_rises_with_stage_and_stay() -> None:
     by_stage = {S.GERMINATED: 1, S.TRAINING: 2, S.BLENDING: 3.5, S.SHADOWING: 4.5, S.PROBATIONARY: 5.5, S.FOSSILIZED: 6}
     for stage in SeedStage:
-        assert stage_potential(Moment(stage=stage)) == by_stage.get(stage, 0.0)
-    assert stage_potential(Moment(stage=S.TRAINING, epochs_in_stage=3)) == pytest.approx(2.9)
-    assert stage_potential(Moment(stage=S.TRAINING, epochs_in_stage=30)) == 4.0
-    assert stage_potential(Moment(stage=S.DORMANT, epochs_in_stage=30)) == 0.0
+        assert stage_potential(RewardState(stage=stage)) == by_stage.get(stage, 0.0)
+    assert stage_potential(RewardState(stage=S.TRAINING, epochs_in_stage=3)) == pytest.approx(2.9)
+    assert stage_potential(RewardState(stage=S.TRAINING, epochs_in_stage=30)) == 4.0
+    assert stage_potential(RewardState(stage=S.DORMANT, epochs_in_stage=30)) == 0.0
 
 
 def test_the_payments_of_gain_add_up_to_what_was_kept() -> None:
@@ -251,7 +251,7 @@ def loss_step(
 ) -> dict[str, float]:
     """What a step pays whose loss is measured as `after`; with `kept`, on the final step, as what is kept."""
     followed = followed_loss(before, after, settings("loss"))
-    moments = (Moment(loss=before, best_loss=best), Moment(loss=followed, best_loss=min(best, followed)))
+    moments = (RewardState(loss=before, best_loss=best), RewardState(loss=followed, best_loss=min(best, followed)))
     is_final, kept_loss = kept is not None, after if kept is None else kept
     step = RewardInput(moments[0], decision, moments[1], False, is_final, 0.0, kept_loss, UNIFORM_LOSS, 0, PARAMETERS)
     return reward_components(step, settings("loss"))

@@ -38,7 +38,7 @@ LEARNS: dict[str, Any] = {
     "max_epochs": 30,
 }
 """A host that has learned something, and of whose losses enough are known, before it fails."""
-WAYS = ("alone", "live", "fossil")
+WAYS = ("run_one", "live", "fossil")
 """What the slot holds when the host fails."""
 
 
@@ -124,7 +124,7 @@ def grow(env: MorphogenesisEnv, way: str, blueprint_id: str = "conv_light") -> S
     """Plays up to the epoch before the failure; returns the state that a rollback must bring back."""
     run, actions = env.run, env.action_table
     while run.epoch < FAILS_AFTER:
-        if way != "alone" and run.epoch == 3:
+        if way != "run_one" and run.epoch == 3:
             env.step(actions.germinate(blueprint_id))
         elif way == "fossil" and run.epoch == FAILS_AFTER - 1:
             pass_fossil_gate(run)
@@ -207,7 +207,7 @@ def test_a_failed_host_is_put_back_and_its_episode_goes_on(cause: str, way: str)
 def test_the_epoch_of_a_rollback_measures_the_host_as_it_was(cause: str) -> None:
     provoke, _, epochs = CAUSES[cause]
     env = start()
-    grow(env, "alone")
+    grow(env, "run_one")
     provoke(env.run)
     for _ in range(epochs):
         env.step(0)
@@ -322,7 +322,7 @@ def test_a_host_that_is_put_back_to_before_it_had_learned_may_learn_again() -> N
 
 def test_a_host_that_had_learned_before_it_was_put_back_can_still_collapse() -> None:
     env = start()
-    good = grow(env, "alone")
+    good = grow(env, "run_one")
     poison_a_weight(env.run)
     env.step(0)
     forget_everything(env.run)
@@ -390,7 +390,7 @@ def test_an_iteration_counts_its_rollbacks_by_cause() -> None:
     records = [play(MorphogenesisEnv(make_fast_task(**NEVER_LEARNS)))]
     for provoke, _, _ in (CAUSES["blown-up head"], CAUSES["forgotten weights"]):
         env = start()
-        grow(env, "alone")
+        grow(env, "run_one")
         provoke(env.run)
         records.append(play_on(env))
     metrics = episode_metrics(records, ["WAIT"])

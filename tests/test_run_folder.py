@@ -13,7 +13,7 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
-from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.progress import HostProgress
 from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics, mean_with_error
@@ -41,8 +41,10 @@ def records() -> list[EpisodeRecord]:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> RunPlan:
-    seats = tuple(Seat(runner, "here", "node", "cpu", hosts=1, epoch_seconds=0.5, memory=10**6) for runner in (1, 2))
-    preflight = Preflight(seats, ENV.task.max_epochs, timeout_seconds=60.0)
+    workers = tuple(
+        WorkerInfo(runner, "here", "node", "cpu", hosts=1, epoch_seconds=0.5, memory=10**6) for runner in (1, 2)
+    )
+    preflight = Preflight(workers, ENV.task.max_epochs, timeout_seconds=60.0)
     return RunPlan(TrainConfig(), ENV.task, Placement(2, 1, 0.0), preflight, 32, NAMES, tmp_path / "run")
 
 

@@ -17,7 +17,7 @@ import torch
 from esper_ray import Session
 from esper_ray.errors import ConfigurationError, PlacementError
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.fleet.interrupts import allowed_interrupts, held_interrupts, interrupts_raise
+from esper_ray.orchestration.fleet.interrupts import allowed_interrupts, deferred_interrupts, interrupts_raise
 from esper_ray.orchestration.learner.policy_network import read_policy
 from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of
 from esper_ray.orchestration.run.train import train
@@ -43,7 +43,7 @@ def test_an_interrupt_is_held_back_where_it_would_break_something_and_raised_whe
     reached = []
 
     def interrupted_in(moment: str) -> None:
-        with held_interrupts():
+        with deferred_interrupts():
             if moment == "held":
                 os.kill(os.getpid(), signal.SIGINT)
                 reached.append("the end of the block")

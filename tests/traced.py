@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from fakes import CPURunner, TracedEnv
 from learners import TASK
 
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
@@ -49,7 +49,7 @@ class Trace:
     ) -> EpisodeAlgorithm:
         """Builds actors and learner; `env_config` is for `TracedEnv`. All share the host checkpoints."""
         kept = {"folder": str(self._kept), "key": "00" * 32, "every": EVERY} if checkpoints else None
-        learning = Learning(PPOSettings(minibatch_size=32, update_epochs=2), 8, episodes, seed, policy=policy)
+        learning = Learning(LearnerSettings(minibatch_size=32, update_epochs=2), 8, episodes, seed, policy=policy)
         config = build_config(ActorSettings(TASK, host_checkpoints=kept), learning, placement)
         traced = {"trace": str(self._file), "marker": str(self.marker), **env_config}
         config.environment(ActorEnvs.of(TracedEnv), env_config={**config.env_config, **traced})

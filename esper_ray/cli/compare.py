@@ -32,7 +32,7 @@ def run_compare(config: CompareConfig) -> int:
             f"({found.episodes} episodes to find it).",
             soft_wrap=True,
         )
-    names = list(result.facts)
+    names = list(result.manifests)
     if len(names) > 1:
         for name in names:
             console.print(f"{name}: {result.verdict([name])}", soft_wrap=True)
@@ -56,13 +56,13 @@ def _policies(result: Comparison) -> Table:
         "host epochs spent",
         title=title,
     )
-    several = len(result.facts) > 1
+    several = len(result.manifests) > 1
     for (name, way), played in result.learned.items():
-        _add(table, f"learned, {way}" + f" (seed {result.facts[name].seed})" * several, played)
+        _add(table, f"learned, {way}" + f" (seed {result.manifests[name].seed})" * several, played)
     for control, played in result.controls.items():
         _add(table, control, played)
     for (name, way), played in result.static.items():
-        _add(table, f"static-final of {way}" + f" (seed {result.facts[name].seed})" * several, played)
+        _add(table, f"static-final of {way}" + f" (seed {result.manifests[name].seed})" * several, played)
     return table
 
 
@@ -80,7 +80,7 @@ def _add(table: Table, name: str, played: Played) -> None:
 
 
 def _by_host(result: Comparison, way: str) -> Table:
-    rows = result.by_host(list(result.facts), way)
+    rows = result.by_host(list(result.manifests), way)
     against = f"− {rows[0]['against']}" if "against" in rows[0] else ""
     table = Table(
         "hosts",
@@ -108,7 +108,7 @@ def _by_host(result: Comparison, way: str) -> Table:
 
 
 def _differences(result: Comparison, way: str) -> Table:
-    together = f", mean of {len(result.facts)} training seeds" if len(result.facts) > 1 else ""
+    together = f", mean of {len(result.manifests)} training seeds" if len(result.manifests) > 1 else ""
     table = Table(
         "learned −",
         "score of record",
@@ -116,7 +116,7 @@ def _differences(result: Comparison, way: str) -> Table:
         "verdict on the score",
         title=f"paired differences, {way}{together}: mean [95 % bootstrap interval], points",
     )
-    names = list(result.facts)
+    names = list(result.manifests)
     for control in result.control_names:
         score = result.difference(control, way, names, paired.score)
         accuracy = result.difference(control, way, names, paired.test_accuracy)

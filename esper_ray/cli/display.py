@@ -57,18 +57,18 @@ class PlainDisplay:
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
         """Says what is going to run."""
         self._plan, self._board = run, board
-        self._say(plan_line(run))
+        self._print_line(plan_line(run))
 
     def on_scripted(self, policy: str, done: int, total: int) -> None:
         """Says when the episodes of a policy that does not learn have been played."""
         if done == total:
-            self._say(f"{total} {policy} episodes played")
+            self._print_line(f"{total} {policy} episodes played")
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
         """Prints the iteration's line."""
         assert self._plan is not None
         learner = row["learner"]
-        self._say(
+        self._print_line(
             f"iteration {row['iteration']:>3}/{self._plan.iterations}  episodes {row['episodes']:>5}  "
             f"return {row['return']:6.2f}  kept val accuracy {row['kept_val_accuracy']:5.1f} %  "
             f"fossilized {row['fossilized_share']:4.0%}  entropy {share(learner['entropy_share'])}  "
@@ -76,11 +76,11 @@ class PlainDisplay:
             f"{row['episodes_per_second']:.2f} episodes/s"
         )
         if "evaluation" in row:
-            self._say("  " + evaluation_line(row["evaluation"]))
+            self._print_line("  " + evaluation_line(row["evaluation"]))
         for warning in row.get("warnings", ()):
-            self._say(f"  warning: {warning}")
+            self._print_line(f"  warning: {warning}")
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         self._last_line = time.monotonic()
         print(line, flush=True)
 
@@ -90,7 +90,7 @@ class PlainDisplay:
                 continue
             hosts = self._board.read()
             if hosts:
-                self._say("  " + "; ".join(host_line(host) for host in hosts))
+                self._print_line("  " + "; ".join(host_line(host) for host in hosts))
 
 
 class LiveDisplay:

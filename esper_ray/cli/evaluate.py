@@ -24,7 +24,7 @@ def _summary(result: EvaluationResult, config: EvaluateConfig) -> list[str]:
     way = "greedy" if config.greedy else "sampled"
     lines = [
         "",
-        f"{len(outcomes)} held-out hosts, {way}, after {result.facts.iteration} iterations: kept test accuracy "
+        f"{len(outcomes)} held-out hosts, {way}, after {result.manifest.iteration} iterations: kept test accuracy "
         f"{means['kept_test_accuracy']:.1f} %, kept validation accuracy {means['kept_val_accuracy']:.1f} %.",
         f"Score of record: {means['score']:.1f}. Parameters added, on average: {means['added_parameters']:,.0f}. "
         f"Kept: {', '.join(f'{name} {count}' for name, count in kept.most_common())}.",

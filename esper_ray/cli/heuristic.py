@@ -3,7 +3,7 @@
 import warnings
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
+from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, stage_counts_line
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.run.heuristic import HeuristicResult, play_heuristic
 
@@ -33,6 +33,6 @@ def _summary(result: HeuristicResult, config: HeuristicConfig) -> list[str]:
         )
         taken = ", ".join(f"{name} {count}" for name, count in result.means["actions"].items() if count)
         fossilized = sum(record.kept_blueprint is not None for record in result.records)
-        lines += [f"Decisions: {taken}.", journeys(result.means["episodes_reaching"], fossilized)]
+        lines += [f"Decisions: {taken}.", stage_counts_line(result.means["episodes_reaching"], fossilized)]
     lines += [*losses(result.losses), f"Run folder: {plan.out}"]
     return lines + export_hint(plan.out, config.keep_hosts, len(result.records))

@@ -28,7 +28,7 @@ _RULE = re.compile(r"[ │╭╮╰╯─-]*")
 
 
 @dataclass
-class _NotAsked:
+class _Unset:
     """Stands for the settings of a command that is not asked for: to build them all takes longer than to answer."""
 
 
@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> "BaseModel":
     errors = io.StringIO()
     commands: list[Any] = []
     for name, command in COMMANDS.items():
-        settings: Any = command.model() if name in arguments[:1] else _NotAsked
+        settings: Any = command.model() if name in arguments[:1] else _Unset
         default = _config_of_file(arguments, settings) if "config" in getattr(settings, "model_fields", ()) else None
         given: dict[str, Any] = {} if default is None else {"default": default}
         commands.append(Annotated[settings, tyro.conf.subcommand(name, description=command.summary, **given)])

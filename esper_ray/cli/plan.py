@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from esper_ray.orchestration.config import PlanConfig
-from esper_ray.orchestration.fleet.env_runner import Seat
+from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.run.checkpoint import require_same_spaces
 from esper_ray.orchestration.run.plan import RunPlan, started_run
@@ -33,8 +33,8 @@ def described(plan: RunPlan) -> list[str]:
     share = f" and {placement.gpus_per_runner:.3g} of a GPU" if placement.gpus_per_runner else ""
     what = f"{placement.cpus_per_runner:g} CPU{share} each" if placement.runners else "in this process"
     lines = [f"{plan.task.name}: {placement.players} at a time, {what}"]
-    lines += _places(found.seats, placement)
-    slowest = max(seat.epoch_seconds for seat in found.seats)
+    lines += _places(found.workers, placement)
+    slowest = max(worker.epoch_seconds for worker in found.workers)
     lines += [
         f"A host epoch took {slowest:.3g} s on the slowest; one with a seed takes longer.",
         f"An episode of {found.epochs} epochs: {_span(found.episode_seconds)}.",
@@ -42,18 +42,20 @@ def described(plan: RunPlan) -> list[str]:
         f"The run of {plan.iterations} iterations, {plan.wait_only_episodes} wait-only and "
         f"{plan.evaluation_episodes} evaluation episodes: {_span(plan.seconds)}.",
         f"An actor that needs more than {_span(found.timeout_seconds)} for an episode is replaced.",
-        f"Memory: {found.memory / 1e6:,.0f} MB, {max(seat.memory for seat in found.seats) / 1e6:,.0f} MB the largest.",
+        f"Memory: {found.memory / 1e6:,.0f} MB, {max(w.memory for w in found.workers) / 1e6:,.0f} MB the largest.",
     ]
     return lines
 
 
-def _places(seats: Sequence[Seat], placement: Placement) -> list[str]:
+def _places(workers: Sequence[WorkerInfo], placement: Placement) -> list[str]:
     """Returns a line for each device of each machine. Ray's number of a machine tells apart those of one name."""
     ids_of: dict[str, set[str]] = {}
-    for seat in seats:
-        ids_of.setdefault(seat.node, set()).add(seat.node_id)
+    for worker in workers:
+        ids_of.setdefault(worker.node, set()).add(worker.node_id)
     lines = []
-    for (node, node_id, device), count in Counter((seat.node, seat.node_id, seat.device) for seat in seats).items():
+    for (node, node_id, device), count in Counter(
+        (worker.node, worker.node_id, worker.device) for worker in workers
+    ).items():
         name = node if len(ids_of[node]) == 1 else f"{node}, Ray node {node_id[:8]}"
         gpus = f", {count * placement.gpus_per_runner:.3g} GPU" if placement.gpus_per_runner else ""
         lines.append(f"  {count} on {name}, {device}: {count * placement.cpus_per_runner:g} CPU{gpus}")

@@ -12,7 +12,7 @@ INTERRUPTED = 130
 _JOURNEY = [stage for stage in SeedStage if SeedStage.GERMINATED <= stage <= SeedStage.CULLED]
 
 
-def journeys(stage_counts: Mapping[str, int], fossilized: int) -> str:
+def stage_counts_line(stage_counts: Mapping[str, int], fossilized: int) -> str:
     """Returns a sentence on how many episodes reached each stage, and how many ended FOSSILIZED."""
     reached = ", ".join(f"{stage.name} {stage_counts.get(stage.name, 0)}" for stage in _JOURNEY)
     return f"Episodes in which a seed was in each stage: {reached}. Ended fossilized: {fossilized}."

@@ -3,7 +3,7 @@
 import warnings
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import INTERRUPTED, export_hint, journeys, losses
+from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, stage_counts_line
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.run.metrics import mean_with_error
 from esper_ray.orchestration.run.run_result import RunResult
@@ -30,7 +30,7 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
     ]
     if tally.trained:
         lines.append(_comparison(result))
-        lines.append(journeys(tally.stage_counts, tally.fossilized))
+        lines.append(stage_counts_line(tally.stage_counts, tally.fossilized))
     if config.host_pool is not None and tally.forced_epochs:
         lines.append(
             f"Host pool: {tally.taken_over_epochs:,} of the {tally.forced_epochs:,} host epochs before a first real "

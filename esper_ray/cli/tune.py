@@ -76,18 +76,18 @@ class PlainTrials:
         """Prints what has changed."""
         for trial in trials:
             if self._status.get(trial.name) != trial.status and trial.status not in ("pending", "paused"):
-                self._say(f"{trial.name} {trial.status:<8} {describe(trial.setting)}{self._value(trial)}")
+                self._print_line(f"{trial.name} {trial.status:<8} {describe(trial.setting)}{self._value(trial)}")
             self._status[trial.name] = trial.status
         if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             running = [trial for trial in trials if trial.status == "running"]
             parts = [f"{trial.name} {trial.iterations}/{trial.of}{self._value(trial)}" for trial in running]
-            self._say(f"  {_counts(trials)}; " + "; ".join(parts))
+            self._print_line(f"  {_counts(trials)}; " + "; ".join(parts))
 
     def _value(self, trial: TrialResult) -> str:
         assert self._plan is not None
         return "" if trial.value is None else f"  {self._plan.search.metric} {trial.value:.4g}"
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         self._last_line = time.monotonic()
         print(line, flush=True)
 

@@ -103,7 +103,7 @@ class SampleLoader(BatchLoader):
     ) -> None:
         super().__init__(len(targets), batch_size)
         self._device = torch.device(device)
-        home = _home(inputs, device)
+        home = _device_for(inputs, device)
         self._inputs = inputs.to(home).movedim(1, -1).contiguous()  # (N, …, channels), as prepared data lies on disk
         self._targets = targets.to(home)
         places = self._inputs[0].numel() // inputs.shape[1]
@@ -136,7 +136,7 @@ class SampleLoader(BatchLoader):
         for inputs, targets in self._batches([self]):
             yield inputs.squeeze(1).movedim(-1, 1), targets.squeeze(1)
 
-    def side_by_side(self, loaders: "Sequence[SampleLoader]") -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate_batched(self, loaders: "Sequence[SampleLoader]") -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the batches of loaders of the same tensors as one, the first of which this is.
 
         Shape:
@@ -145,7 +145,7 @@ class SampleLoader(BatchLoader):
         for inputs, targets in self._batches(loaders):
             yield inputs.movedim(1, -2).flatten(-2).movedim(-1, 1), targets
 
-    def is_of_the_same(self, other: BatchLoader) -> bool:
+    def shares_data_with(self, other: BatchLoader) -> bool:
         """Whether another loader cuts the same tensors into batches of the same size."""
         return (
             isinstance(other, SampleLoader)
@@ -223,7 +223,7 @@ class TokenLoader(BatchLoader):
         self._offsets = sequence_length if moves else 1
         super().__init__(min(self._available, limit or self._available), batch_size)
         self._device = torch.device(device)
-        self._tokens = tokens.to(_home(tokens, device))
+        self._tokens = tokens.to(_device_for(tokens, device))
         self._length = sequence_length
         self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
         self._shuffle = shuffle
@@ -255,11 +255,11 @@ class TokenLoader(BatchLoader):
             yield window[:, :-1], window[:, 1:]
 
 
-def side_by_side(loaders: Sequence[BatchLoader]) -> Iterator[tuple[Tensor, Tensor]]:
+def iterate_batched(loaders: Sequence[BatchLoader]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the batches of several loaders as one: inputs (N, K·channels, …), loader after loader; targets (N, K)."""
     first, *others = loaders
-    if isinstance(first, SampleLoader) and all(first.is_of_the_same(other) for other in others):
-        yield from first.side_by_side(cast("Sequence[SampleLoader]", loaders))
+    if isinstance(first, SampleLoader) and all(first.shares_data_with(other) for other in others):
+        yield from first.iterate_batched(cast("Sequence[SampleLoader]", loaders))
         return
     for batches in zip(*loaders, strict=True):
         inputs, targets = zip(*batches, strict=True)
@@ -306,7 +306,7 @@ def _to_device(batch: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
-def _home(stored: Tensor, device: str | torch.device) -> torch.device:
+def _device_for(stored: Tensor, device: str | torch.device) -> torch.device:
     """Returns where a split is kept: on the device, or on the CPU if it is too large for that."""
     fits = stored.numel() * stored.element_size() <= _RESIDENT_BYTES
     return torch.device(device) if fits else torch.device("cpu")

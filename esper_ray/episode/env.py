@@ -19,7 +19,7 @@ from esper_ray.episode.host_cache import HostCache
 from esper_ray.episode.host_run import Beginning, EpochReport, HostRun
 from esper_ray.episode.observation import ObservationTable
 from esper_ray.episode.record import EpisodeRecord, EpochRecord
-from esper_ray.episode.rewards import Moment, RewardInput, reward_components
+from esper_ray.episode.rewards import RewardInput, RewardState, reward_components
 from esper_ray.seeding import seeded
 from esper_ray.tasks import (
     TaskData,
@@ -32,7 +32,7 @@ from esper_ray.tasks import (
     prepare_data,
     with_tokenizer,
 )
-from esper_ray.training import Steps, alone, evaluate
+from esper_ray.training import Steps, evaluate, run_one
 
 Observation = dict[str, NDArray[Any]]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -123,7 +123,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             seed: the episode seed, 0 to 2**63 − 1; unset: drawn from the environment's own generator.
             options: {"grown": blueprint id} starts with that seed as a part of the host from the first epoch on.
         """
-        return alone(self.reset_steps(seed=seed, options=options))
+        return run_one(self.reset_steps(seed=seed, options=options))
 
     def reset_steps(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -195,7 +195,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         Raises:
             IllegalActionError: the mask forbids the action.
         """
-        return alone(self.step_steps(action))
+        return run_one(self.step_steps(action))
 
     def step_steps(self, action: np.int64 | int) -> Steps[StepResult]:
         """As `step`, leaving the work to whoever takes the steps."""
@@ -218,7 +218,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run, discounted_epochs = self.run, self.run.epoch if self.skip_forced_waits else 0
         if self._forced_beginning == run.epoch and not run.has_choice:
             self._forced_beginning += 1
-        before = run.moment(self._twin_accuracy())
+        before = run.reward_state(self._twin_accuracy())
         run.decide(action)
         stage = run.model.seed_slot.stage.name
         report = yield from run.epoch_steps()
@@ -263,12 +263,12 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         self._legal.mask = mask
         return {"observations": self.observation_table.observe(self.run.view()), "action_mask": mask}
 
-    def _reward_input(self, before: Moment, action: int, report: EpochReport) -> RewardInput:
+    def _reward_input(self, before: RewardState, action: int, report: EpochReport) -> RewardInput:
         run = self.run
         return RewardInput(
             before=before,
             decision=run.actions.kind(action),
-            after=run.moment(self._twin_accuracy()),
+            after=run.reward_state(self._twin_accuracy()),
             rolled_back=report.failure is not None,
             is_final=run.is_over,
             kept_accuracy=run.kept_accuracy,

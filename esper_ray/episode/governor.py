@@ -90,7 +90,7 @@ class Governor:
         tensors = [tensor.detach().clone() for tensor in _kept_tensors(model)]
         self._snapshot = _Snapshot(tensors, copy.deepcopy(optimizer.state_dict()))
 
-    def take_up_fossil(self, model: MorphogeneticModel, optimizer: torch.optim.Optimizer) -> None:
+    def adopt_fossil(self, model: MorphogeneticModel, optimizer: torch.optim.Optimizer) -> None:
         """Makes a seed that was fossilized just now a part of the snapshot.
 
         The snapshot is taken anew, but while losses explode the host in it stays the last good one.
@@ -122,7 +122,7 @@ class Governor:
                 tensor.copy_(kept)
         optimizer.load_state_dict(copy.deepcopy(self._snapshot.optimizer))
 
-    def take_up_restored(self, val_loss: float) -> None:
+    def resume_after_rollback(self, val_loss: float) -> None:
         """Takes up the validation loss (nats) of the host as a rollback left it.
 
         It may be one that has not learned anything yet, or that had learned only with its seed. Then it must not count

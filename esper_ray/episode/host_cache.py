@@ -41,7 +41,7 @@ class HostCache:
 
     def __init__(self, kind: str, task: TaskSpec, data: Path, device: torch.device) -> None:
         settings = task.model_dump(mode="json", exclude={"reward", "heuristic", "episodes_per_iteration", "summary"})
-        identity = {"task": settings, "threads": torch.get_num_threads(), **origin_of_numbers(task, data, device.type)}
+        identity = {"task": settings, "threads": torch.get_num_threads(), **numeric_provenance(task, data, device.type)}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = cache_folder() / "hosts" / f"{kind}-{digest}"
 
@@ -77,7 +77,7 @@ class HostCache:
             ) from error
 
 
-def origin_of_numbers(task: TaskSpec, data: Path, device: str) -> dict[str, str]:
+def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str]:
     """Returns what the numbers of an episode follow from besides the task's settings, the seeds and the decisions.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from esper_ray.episode.actions import ActionMask, ActionTable, Decision
 from esper_ray.episode.governor import Failure, Governor
 from esper_ray.episode.observation import EpisodeView
-from esper_ray.episode.rewards import Moment, attributed_accuracy, followed_loss
+from esper_ray.episode.rewards import RewardState, attributed_accuracy, followed_loss
 from esper_ray.episode.signals import EpochOutcome, SignalTracker
 from esper_ray.errors import IllegalActionError
 from esper_ray.lifecycle import SeedStage
@@ -24,9 +24,9 @@ from esper_ray.training import (
     Steps,
     TrainingWork,
     adopt_seed,
-    alone,
     build_optimizer,
     decay_factor,
+    run_one,
     scale_learning_rates,
 )
 
@@ -150,7 +150,7 @@ class HostRun:
             seed_sizes=self._seed_sizes,
         )
 
-    def moment(self, twin_accuracy: float = 0.0) -> Moment:
+    def reward_state(self, twin_accuracy: float = 0.0) -> RewardState:
         """Returns what the reward reads now; `twin_accuracy` is the validation accuracy of a twin that only waited."""
         slot = self.model.seed_slot
         state = slot.state
@@ -159,7 +159,7 @@ class HostRun:
             progress = self.outcome.val_accuracy - self._progress_from
             contribution = state.contribution
             attributed = attributed_accuracy(progress, contribution)
-        return Moment(
+        return RewardState(
             stage=slot.stage,
             epochs_in_stage=state.epochs_in_stage if state else 0,
             attributed=attributed,
@@ -249,13 +249,13 @@ class HostRun:
         if not self.task.lifecycle.freeze_fossilized:
             adopt_seed(self._host_optimizer, self._seed_optimizer)
         self._seed_optimizer = None
-        self._governor.take_up_fossil(self.model, self._host_optimizer)
+        self._governor.adopt_fossil(self.model, self._host_optimizer)
 
     # --- one epoch -----------------------------------------------------------------------------------------------
 
     def train_epoch(self) -> EpochReport:
         """Trains one epoch and makes the slot's mechanical progress."""
-        return alone(self.epoch_steps())
+        return run_one(self.epoch_steps())
 
     def epoch_steps(self) -> Steps[EpochReport]:
         """As `train_epoch`, leaving the work to whoever takes the steps."""
@@ -275,16 +275,16 @@ class HostRun:
             gradients = None
             last_train = self.outcome.train_loss if self.outcome else self.task.uniform_loss
             outcome = yield from self._validate(last_train, self.outcome.train_accuracy if self.outcome else 0.0)
-            self._governor.take_up_restored(outcome.val_loss)
+            self._governor.resume_after_rollback(outcome.val_loss)
         self._measure_seed(outcome, gradients)
         slot.step_epoch()
         self._tracker.update(outcome)
         if self._governor.is_snapshot_due(self.epoch):
             self._governor.take_snapshot(self.model, self._host_optimizer)
-        self._take_up(outcome, gradients)
+        self._finish_epoch(outcome, gradients)
         return EpochReport(outcome, gradients, alpha, failure)
 
-    def _take_up(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:
+    def _finish_epoch(self, outcome: EpochOutcome, gradients: GradientStats | None) -> None:
         self.outcome, self._gradients = outcome, gradients
         self._followed_loss = followed_loss(self._followed_loss, outcome.val_loss, self.task.reward)
         self._best_loss = min(self._best_loss, self._followed_loss)
@@ -296,7 +296,7 @@ class HostRun:
         report = beginning.reports[self.epoch]
         self.epoch += 1
         self._tracker.update(report.outcome)
-        self._take_up(report.outcome, report.gradients)
+        self._finish_epoch(report.outcome, report.gradients)
         if self.epoch == len(beginning.reports):
             followed = self._followed_loss, self._best_loss  # of this run's reward, which the beginning does not know
             self.restore(beginning.state)
@@ -319,11 +319,11 @@ class HostRun:
 
     def restore(self, state: bytes) -> None:
         """Goes back, or forward, to what `state` returned of a run with the same task, seed and device. A pickle."""
-        values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._home_of, weights_only=False)
+        values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._device_of, weights_only=False)
         for name in _STATE:
             setattr(self, name, values[name])
 
-    def _home_of(self, storage: Any, location: str) -> Any:
+    def _device_of(self, storage: Any, location: str) -> Any:
         """Leaves on the CPU what was there: AdamW counts its steps there, and reading them from a GPU would wait."""
         return storage if location == "cpu" else storage.to(self._device)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from esper_ray.episode.actions import ActionTable
 from esper_ray.episode.env import MorphogenesisEnv, Observation, StepResult
-from esper_ray.training.lockstep import together
+from esper_ray.training.lockstep import run_batched
 
 Observations = dict[str, NDArray[Any]]
 
@@ -59,7 +59,7 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
         chosen = range(self.playing)
         steps = [self.envs[place].reset_steps(seed=seeds[place], options=options) for place in chosen]
         infos: dict[str, Any] = {}
-        for place, started in zip(chosen, together(steps), strict=True):
+        for place, started in zip(chosen, run_batched(steps), strict=True):
             if isinstance(started, Exception):
                 raise started
             self._last[place], info = started
@@ -84,7 +84,7 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
                 raise gym.error.ResetNeeded("the episodes of all environments are over; reset them")
             observations, infos = self.reset()
             return observations, rewards, ended[0], ended[1], infos
-        found = together([self.envs[place].step_steps(int(actions[place])) for place in chosen])
+        found = run_batched([self.envs[place].step_steps(int(actions[place])) for place in chosen])
         for place, result in zip(chosen, found, strict=True):
             if isinstance(result, Exception):
                 result = self._failed(place, result)
@@ -104,7 +104,7 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
         for _ in range(min(2, self.envs[0].task.max_epochs)):  # the first one also warms up
             started = time.perf_counter()
             for those in [[run] for run in runs] if differ else [runs]:
-                for result in together([run.epoch_steps() for run in those]):
+                for result in run_batched([run.epoch_steps() for run in those]):
                     if isinstance(result, Exception):
                         raise result
         return time.perf_counter() - started

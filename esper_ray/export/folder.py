@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esper_ray.errors import EsperError
-from esper_ray.export.program import Deployed, Program, trace
+from esper_ray.export.program import DeployedModel, Program, trace
 from esper_ray.models import MorphogeneticModel
 from esper_ray.tasks import PreparedData, TaskSpec, load_task_data, load_test_data
 
@@ -64,7 +64,7 @@ def export_model(
     """
     if isinstance(model.seed_slot.seed, Exportable):
         model.seed_slot.seed = model.seed_slot.seed.exportable()
-    deployed = Deployed(model, prepared, len(task.input_shape)).eval()
+    deployed = DeployedModel(model, prepared, len(task.input_shape)).eval()
     first = next(iter(_stored_batches(task, prepared, data_dir, "test")))[0]
     program = trace(deployed, torch.cat([first[:1], first[:1]]))
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from esper_ray.tasks import PreparedData
 _HOST = "model.host."
 
 
-class Deployed(nn.Module):
+class DeployedModel(nn.Module):
     """The model behind the normalisation of its inputs, so that it takes samples as the data set stores them.
 
     Shape:
@@ -59,7 +59,7 @@ class Program:
     tensors: dict[str, Tensor]
 
 
-def trace(deployed: Deployed, inputs: Tensor) -> Program:
+def trace(deployed: DeployedModel, inputs: Tensor) -> Program:
     """Traces the model in evaluation mode; the batch size stays free.
 
     Args:

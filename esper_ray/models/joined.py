@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from esper_ray.models.incubation import straight_through
 from esper_ray.models.morphogenetic import MorphogeneticModel
-from esper_ray.models.slot import SeedSlot, lay_out
+from esper_ray.models.slot import SeedSlot, to_memory_format
 from esper_ray.seeding import seeded
 
 _OF_EACH = "_of_each"
@@ -42,9 +42,9 @@ class Part:
         if isinstance(self.whole, nn.Parameter):
             self.whole.requires_grad_(self.each[0].requires_grad)
 
-    def separated(self, whole: Tensor | None = None) -> list[Tensor]:
+    def unstacked(self, whole: Tensor | None = None) -> list[Tensor]:
         """Returns the part of each model, of the joined tensor or of one like it; views."""
-        return separated(self.whole if whole is None else whole, self.each)
+        return unstacked(self.whole if whole is None else whole, self.each)
 
 
 def can_be_joined(model: MorphogeneticModel, shape: Sequence[int]) -> bool:
@@ -59,12 +59,12 @@ def can_be_joined(model: MorphogeneticModel, shape: Sequence[int]) -> bool:
     device = next(model.parameters()).device
     with seeded(0, device), torch.no_grad():
         try:
-            return _comes_to_the_same(model, torch.randn(4, 2, *shape, device=device))
+            return _gives_same_results(model, torch.randn(4, 2, *shape, device=device))
         except Exception:  # whatever a network raises that is wider than it was made
             return False
 
 
-def _comes_to_the_same(model: MorphogeneticModel, inputs: Tensor) -> bool:
+def _gives_same_results(model: MorphogeneticModel, inputs: Tensor) -> bool:
     """Returns whether two such models, of other weights, are one network; inputs (N, 2, …)."""
     together = JoinedModel(model, 2)
     seeds = [JoinedSeeds(model.seed_slot, 2)] if model.seed_slot.seed is not None else []
@@ -76,7 +76,7 @@ def _comes_to_the_same(model: MorphogeneticModel, inputs: Tensor) -> bool:
             stack.enter_context(each.seed_slot.force_alpha(0.5))
         for each in models:
             each.eval()
-        together.hold(models, seeds)
+        together.attach(models, seeds)
         with together.slot.paired_output(bool(seeds)):
             found = together(inputs.flatten(1, 2))
         ways = [each.forward_with_counterfactual(inputs[:, place]) for place, each in enumerate(models)]
@@ -85,7 +85,7 @@ def _comes_to_the_same(model: MorphogeneticModel, inputs: Tensor) -> bool:
             return False
         for each in models:
             each.train()
-        together.hold(models, seeds)
+        together.attach(models, seeds)
         state = _generator_state(inputs.device)
         found = together(inputs.flatten(1, 2))
         learned = torch.stack([each(inputs[:, place]) for place, each in enumerate(models)], dim=1)
@@ -124,7 +124,7 @@ class JoinedModel(nn.Module):
         self.host: nn.Module = copy.deepcopy(model.host, {id(model.seed_slot): self.slot})
         _widen(self.host, hosts, None)
         self._memory_format = model.seed_slot.memory_format
-        lay_out(self.host, self._memory_format)
+        to_memory_format(self.host, self._memory_format)
         self.parts: list[Part] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class JoinedModel(nn.Module):
         return each
 
     @torch.no_grad()
-    def hold(self, models: Sequence[MorphogeneticModel], seeds: Sequence["JoinedSeeds"]) -> None:
+    def attach(self, models: Sequence[MorphogeneticModel], seeds: Sequence["JoinedSeeds"]) -> None:
         """Takes up weights, buffers and slots of the models, and their training mode.
 
         Args:
@@ -148,7 +148,7 @@ class JoinedModel(nn.Module):
             while models[begin].seed_slot.seed is None:
                 begin += 1
             slots = [model.seed_slot for model in models[begin : begin + kind.hosts]]
-            kind.hold(slots, begin)
+            kind.attach(slots, begin)
             self.parts += _parts(tensors_of(kind.seed), [tensors_of(slot.seed) for slot in slots], begin)
             begin += kind.hosts
         self.slot.seeds = list(seeds)
@@ -157,14 +157,14 @@ class JoinedModel(nn.Module):
         self.train(models[0].training)
 
     @torch.no_grad()
-    def give_back(self) -> None:
+    def detach(self) -> None:
         """Gives each model its weights, buffers and what its slot's isolation check reads."""
         torch._foreach_copy_(
             [tensor for part in self.parts for tensor in part.each],
-            [tensor.detach() for part in self.parts for tensor in part.separated()],
+            [tensor.detach() for part in self.parts for tensor in part.unstacked()],
         )
         for kind in self.slot.seeds:
-            kind.give_back()
+            kind.detach()
 
     def release(self) -> None:
         """Lets go of the models, and of gradients."""
@@ -238,11 +238,11 @@ class JoinedSeeds(nn.Module):
         self.seed = nn.Sequential(copy.deepcopy(slot.seed))  # so that a seed of a single layer can be replaced as well
         _widen(self.seed, hosts, slot.width)
         self._memory_format = slot.memory_format
-        lay_out(self.seed, self._memory_format)
+        to_memory_format(self.seed, self._memory_format)
         self._slots: list[SeedSlot] = []
         self._probe: dict[str, Tensor] = {}
 
-    def hold(self, slots: Sequence[SeedSlot], begin: int) -> None:
+    def attach(self, slots: Sequence[SeedSlot], begin: int) -> None:
         """Takes up where each seed is in its life."""
         self._slots, self.begin = list(slots), begin
         self.alphas = [slot.alpha for slot in slots]
@@ -251,7 +251,7 @@ class JoinedSeeds(nn.Module):
         self._alpha = torch.tensor(self.alphas, device=device).repeat_interleave(width).view(1, -1, 1, 1)
         self._apart = torch.tensor(self._incubating, device=device).repeat_interleave(width).view(1, -1, 1, 1)
 
-    def give_back(self) -> None:
+    def detach(self) -> None:
         """Gives each incubating slot the gradients that its isolation check reads."""
         if self._probe:
             chunks = {name: gradient.chunk(self.hosts, dim=1) for name, gradient in self._probe.items()}
@@ -339,7 +339,7 @@ def joined(each: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(each)) if each[0].dim() == 0 else torch.cat(list(each))
 
 
-def separated(whole: Tensor, each: Sequence[Tensor]) -> list[Tensor]:
+def unstacked(whole: Tensor, each: Sequence[Tensor]) -> list[Tensor]:
     """Returns what `joined` made one of tensors like `each`; views."""
     return list(whole.unbind()) if each[0].dim() == 0 else list(whole.chunk(len(each)))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from esper_ray.errors import ConfigurationError, EsperError, unknown_name
 from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedStage, SeedState
 from esper_ray.models.blueprints import build_seed, list_blueprints, registered_blueprints, topologies
-from esper_ray.models.slot import SeedSlot, lay_out
+from esper_ray.models.slot import SeedSlot, to_memory_format
 from esper_ray.seeding import seeded
 
 
@@ -59,7 +59,7 @@ class MorphogeneticModel(nn.Module):
             )
         self._pairs: bool | None = None
         if channels_last:
-            lay_out(self, torch.channels_last)
+            to_memory_format(self, torch.channels_last)
             self.seed_slot.channels_last = True  # not as a torch.memory_format, which cannot be pickled
 
     def require_sound(self, inputs: Tensor, output_shape: tuple[int, ...]) -> None:

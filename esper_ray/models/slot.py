@@ -26,7 +26,7 @@ _INCUBATING = frozenset({SeedStage.GERMINATED, SeedStage.TRAINING})
 _PROBE_SIDE = 8
 
 
-def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+def to_memory_format(module: nn.Module, memory_format: torch.memory_format) -> None:
     """Puts the weights of 2-D convolutions, and all else with four dimensions, into a memory layout."""
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() == 4:
@@ -196,7 +196,7 @@ class SeedSlot(nn.Module):
         if not gate.passed:
             raise LifecycleError(gate.message)
         seed = build_seed(blueprint_id, self.topology, self.width)
-        lay_out(seed.to(self._anchor.device), self.memory_format)
+        to_memory_format(seed.to(self._anchor.device), self.memory_format)
         self.require_fits(seed, blueprint_id)
         self.seed = seed.train(self.training)
         self.state = state

@@ -52,7 +52,7 @@ def policies_frame(comparison: Comparison) -> pd.DataFrame:
 def differences_frame(comparison: Comparison) -> pd.DataFrame:
     """Returns learned − control in points, with 95 % bootstrap intervals over the held-out hosts."""
     rows: list[dict[str, Any]] = []
-    checkpoints = list(comparison.facts)
+    checkpoints = list(comparison.manifests)
     for way in WAYS:
         for control in comparison.control_names:
             for measure, name in ((score, "score of record"), (test_accuracy, "kept test accuracy")):

@@ -29,7 +29,7 @@ from esper_ray.orchestration.config import (
     require_known_keys,
 )
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.interrupts import held_interrupts, interrupts_raise
+from esper_ray.orchestration.fleet.interrupts import deferred_interrupts, interrupts_raise
 from esper_ray.orchestration.held_out.compare import compare
 from esper_ray.orchestration.held_out.comparison import Comparison
 from esper_ray.orchestration.run.heuristic import play_heuristic
@@ -114,13 +114,13 @@ class Session:
             base = load_config(file).model_dump(exclude_unset=True)
             ppo = {**base.get("ppo", {}), **settings.get("ppo", {})}
             settings = {**base, **settings, "config": file, "ppo": ppo}
-        training = Training(_checked("train", _unnamed(self._given(settings), "train", self.folder), TrainConfig))
+        training = Training(_checked("train", _without_out(self._given(settings), "train", self.folder), TrainConfig))
         self._stack.callback(training.close)
         return training
 
     def heuristic(self, **settings: Any) -> pd.DataFrame:
         """Plays episodes with the heuristic policy and returns a row per episode; settings of `esper-ray heuristic`."""
-        config = _checked("heuristic", _unnamed(self._given(settings), "heuristic", self.folder), HeuristicConfig)
+        config = _checked("heuristic", _without_out(self._given(settings), "heuristic", self.folder), HeuristicConfig)
         with make_session_display() as display:
             result = play_heuristic(config, display)
         return frames.episodes_frame(result.plan.out)
@@ -252,7 +252,7 @@ class Training:
         An interrupt waits until they are written.
         """
         if self._result is None:
-            with held_interrupts():
+            with deferred_interrupts():
                 self._run.result.interrupted = not self._run.is_over
                 self._board.close()
                 with self._stack:
@@ -279,7 +279,7 @@ class ComparedPolicies:
     @property
     def verdict(self) -> str:
         """What the scores of record say, in a sentence; of the sampled policy."""
-        return self.comparison.verdict(list(self.comparison.facts))
+        return self.comparison.verdict(list(self.comparison.manifests))
 
 
 class Search:
@@ -313,7 +313,7 @@ class Search:
         return write_report(self.folder)
 
 
-def _unnamed(settings: Mapping[str, Any], command: str, folder: Path) -> dict[str, Any]:
+def _without_out(settings: Mapping[str, Any], command: str, folder: Path) -> dict[str, Any]:
     """Returns the settings with a new run folder, unless they name one."""
     name = f"{settings.get('task', 'digits')}-{command}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     return {"out": folder / name, **settings}

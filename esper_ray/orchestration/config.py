@@ -15,7 +15,7 @@ Logger = Literal["wandb", "mlflow"]
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
 
 
-class PPOSettings(BaseModel):
+class LearnerSettings(BaseModel):
     """The learner. Schedules run over the whole training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -160,7 +160,7 @@ class TrainConfig(RunChoice):
     """ppo waits for all episodes of an iteration; appo learns from those that end first: slow hosts hold nobody up."""
     policy: Literal["mlp", "lstm"] = "mlp"
     """Network of the policy. lstm remembers the decisions and measurements of the episode so far."""
-    ppo: PPOSettings = PPOSettings()
+    ppo: LearnerSettings = LearnerSettings()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
@@ -185,7 +185,7 @@ class HeuristicConfig(RunChoice):
     skip_forced_waits: ClassVar[bool] = False
     learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
     policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
-    ppo: ClassVar[PPOSettings] = PPOSettings()
+    ppo: ClassVar[LearnerSettings] = LearnerSettings()
 
     episodes: int = Field(32, ge=1)
     """Episodes to play, over all actors."""
@@ -203,7 +203,7 @@ class _HeldOutRun(BaseModel):
     seed: ClassVar[int] = 0
     learner: ClassVar[Literal["ppo", "appo"]] = "ppo"
     policy: ClassVar[Literal["mlp", "lstm"]] = "mlp"
-    ppo: ClassVar[PPOSettings] = PPOSettings()
+    ppo: ClassVar[LearnerSettings] = LearnerSettings()
 
     task: str | None = None
     """Task that the checkpoint must be of. Unset: whatever it was trained on."""

@@ -133,11 +133,11 @@ def blueprint_scores(episodes: Sequence[Row], actions: Sequence[str]) -> list[Ro
     names = [action.removeprefix(_GERMINATE).lower() for action in actions if action.startswith(_GERMINATE)]
     scores = {name: BlueprintScore(name) for name in names}
     for row in episodes:
-        _follow_seeds(row, scores)
+        _tally_seeds(row, scores)
     return [score.as_row() for score in scores.values()]
 
 
-def _follow_seeds(row: Row, scores: dict[str, BlueprintScore]) -> None:
+def _tally_seeds(row: Row, scores: dict[str, BlueprintScore]) -> None:
     """Follows the seeds of one episode from germination to their end."""
     epochs, current = row["per_epoch"], None
     contributions = epochs.get("contribution", [])

@@ -45,7 +45,7 @@ def timeline_charts(epochs: int, actions: Sequence[str], stages: Sequence[str]) 
     """Returns the charts of the chosen episode, one below the other with the same x axis."""
     x = over_epochs(epochs, None)
     return [
-        _lane(epochs, actions, stages),
+        _stage_lane(epochs, actions, stages),
         _accuracy(x),
         _alpha(x),
         _contribution(x),
@@ -53,7 +53,7 @@ def timeline_charts(epochs: int, actions: Sequence[str], stages: Sequence[str]) 
     ]
 
 
-def _lane(epochs: int, actions: Sequence[str], stages: Sequence[str]) -> Chart:
+def _stage_lane(epochs: int, actions: Sequence[str], stages: Sequence[str]) -> Chart:
     x = over_epochs(epochs, None)
     rows: Spec = {
         "field": "lane",

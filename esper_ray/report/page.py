@@ -40,7 +40,7 @@ class Page:
         status: one of `RunData.status`.
         tiles: label, value and a note for each number at the top.
         episodes: what `embedded.pack` made, or "".
-        standstill_seconds: how long nothing may be written before it seems to stand still.
+        idle_gap_seconds: how long nothing may be written before it seems to stand still.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Page:
     tiles: Sequence[Row]
     sections: Sequence[Section]
     episodes: str = ""
-    standstill_seconds: float = 300.0
+    idle_gap_seconds: float = 300.0
 
     def html(self, live: bool = False) -> str:
         """Returns the page.

@@ -66,7 +66,7 @@ class RunData:
         return bool(self.config.get("iterations"))
 
     @property
-    def standstill_seconds(self) -> float:
+    def idle_gap_seconds(self) -> float:
         """How long nothing may be written before the run seems to stand still."""
         ends = [row["seconds"] for row in self.iterations if isinstance(row.get("seconds"), float | int)]
         steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
@@ -78,7 +78,7 @@ class RunData:
         if self.summary is not None:
             ended = self.summary.get("complete", not self.summary.get("interrupted"))
             return "complete" if ended else "interrupted"
-        return "standing still" if self.idle_seconds > self.standstill_seconds else "running"
+        return "standing still" if self.idle_seconds > self.idle_gap_seconds else "running"
 
 
 @dataclass
@@ -116,9 +116,9 @@ class SearchData:
         return str((self.ranking or self.search).get("mode", "max"))
 
     @property
-    def standstill_seconds(self) -> float:
+    def idle_gap_seconds(self) -> float:
         """How long nothing may be written before the search seems to stand still."""
-        return max((run.standstill_seconds for run in self.trials.values()), default=_FEWEST_SECONDS_OF_STANDSTILL)
+        return max((run.idle_gap_seconds for run in self.trials.values()), default=_FEWEST_SECONDS_OF_STANDSTILL)
 
     @property
     def status(self) -> str:

@@ -44,7 +44,7 @@ def run_page(run: RunData) -> Page:
         tiles=_tiles(run),
         sections=sections,
         episodes=packed,
-        standstill_seconds=run.standstill_seconds,
+        idle_gap_seconds=run.idle_gap_seconds,
     )
 
 

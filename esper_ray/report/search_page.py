@@ -39,13 +39,13 @@ def search_page(search: SearchData) -> Page:
         status_note=_status_note(search),
         tiles=_tiles(search, settings),
         sections=sections,
-        standstill_seconds=search.standstill_seconds,
+        idle_gap_seconds=search.idle_gap_seconds,
     )
 
 
 def ranked_settings(search: SearchData) -> list[Row]:
     """Returns the settings, best first, each with its curve; while the search goes on, as the trials stand now."""
-    entries = (search.ranking or {}).get("settings") or _standing(search)
+    entries = (search.ranking or {}).get("settings") or _ranking_rows(search)
     found = []
     for place, entry in enumerate(entries, start=1):
         text = describe(entry["setting"]) or "the file as it is"
@@ -61,7 +61,7 @@ def ranked_settings(search: SearchData) -> list[Row]:
     return found
 
 
-def _standing(search: SearchData) -> list[Row]:
+def _ranking_rows(search: SearchData) -> list[Row]:
     """Ranks the trials as they stand, as the search itself will in the end."""
     by_itself = (search.search.get("scheduler") or {}).get("kind") == "pbt"
     trials = [

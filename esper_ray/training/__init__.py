@@ -10,7 +10,7 @@ from esper_ray.training.optimizers import (
     decay_factor,
     scale_learning_rates,
 )
-from esper_ray.training.work import EvaluationWork, Steps, TrainingWork, alone
+from esper_ray.training.work import EvaluationWork, Steps, TrainingWork, run_one
 
 __all__ = [
     "Evaluation",
@@ -21,10 +21,10 @@ __all__ = [
     "TrainingWork",
     "_train_one_epoch",
     "adopt_seed",
-    "alone",
     "build_optimizer",
     "collect_seed_gradients",
     "decay_factor",
     "evaluate",
+    "run_one",
     "scale_learning_rates",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from esper_ray.data.batches import side_by_side
+from esper_ray.data.batches import iterate_batched
 from esper_ray.models.joined import JoinedModel, Part, joined
 from esper_ray.training.epoch import _mark_last
 from esper_ray.training.evaluation import Evaluation
@@ -45,11 +45,11 @@ class JoinedOptimizer:
         self._optimizer.step()
 
     @torch.no_grad()
-    def give_back(self) -> None:
+    def detach(self) -> None:
         """Gives each host's optimizers their state."""
         for part, optimizers in self._trained:
             for key, value in self._optimizer.state[part.whole].items():
-                each = part.separated(value) if _is_of_elements(key, value) else [value] * len(part.each)
+                each = part.unstacked(value) if _is_of_elements(key, value) else [value] * len(part.each)
                 for optimizer, own, found in zip(optimizers, part.each, each, strict=True):
                     optimizer.state[own][key] = found.clone() if isinstance(found, Tensor) else found
 
@@ -75,7 +75,7 @@ def owners(work: TrainingWork) -> dict[int, tuple[torch.optim.Optimizer, dict[st
     }
 
 
-def train_together(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Trained]:
+def train_batched(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Trained]:
     """Trains all hosts, which `model` holds, for an epoch; each comes to what `_train_one_epoch` makes of it, within
     rounding. The hosts and their optimizers are written to at the end only.
 
@@ -89,7 +89,7 @@ def train_together(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Tr
     sums: Tensor | None = None
     total = 0
     norms: list[Tensor] = []
-    for (inputs, targets), is_last in _mark_last(side_by_side([work.loader for work in works])):
+    for (inputs, targets), is_last in _mark_last(iterate_batched([work.loader for work in works])):
         for part in model.parts:
             part.whole.grad = None
         loss, correct = _losses_and_correct(model(inputs), targets)
@@ -104,18 +104,18 @@ def train_together(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Tr
     losses, hits = sums.tolist()
     if not all(isfinite(loss) for loss in losses):
         raise FloatingPointError("the loss of a host is not finite")
-    model.give_back()
-    optimizer.give_back()
+    model.detach()
+    optimizer.detach()
     return list(zip(losses, hits, [total] * len(works), _gradient_stats(model, norms, works), strict=True))
 
 
 @torch.inference_mode()
-def evaluate_together(model: JoinedModel, works: Sequence[EvaluationWork]) -> list[Evaluation]:
+def evaluate_batched(model: JoinedModel, works: Sequence[EvaluationWork]) -> list[Evaluation]:
     """Evaluates all hosts, which `model` holds; each comes to what `evaluate` makes of it, within rounding."""
     sums: Tensor | None = None
     total = 0
     with model.slot.paired_output(any(any(kind.alphas) for kind in model.slot.seeds)):
-        for inputs, targets in side_by_side([work.loader for work in works]):
+        for inputs, targets in iterate_batched([work.loader for work in works]):
             ways = [_losses_and_correct(logits, targets) for logits in model(inputs).split(len(targets))]
             found = torch.stack([torch.stack([loss.double() * len(targets), hits.double()]) for loss, hits in ways])
             sums = found if sums is None else sums + found

@@ -11,7 +11,7 @@ from torch import nn
 
 from esper_ray.models.blueprints import seed_factory
 from esper_ray.models.joined import JoinedModel, JoinedSeeds, can_be_joined
-from esper_ray.training.joint import evaluate_together, optimizer_settings, owners, train_together
+from esper_ray.training.joint import evaluate_batched, optimizer_settings, owners, train_batched
 from esper_ray.training.work import EvaluationWork, Steps, TrainingWork, Work, do
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 _Module = TypeVar("_Module")
 
 
-def together(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
+def run_batched(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
     """Does the work of several hosts together, and returns what the steps of each return or raise."""
     results: dict[int, Result | Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(hosts)))
@@ -34,11 +34,11 @@ def together(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
                 results[place] = end.value
             except Exception as error:
                 results[place] = error
-        answers = dict(zip(works, do_together(list(works.values())), strict=True))
+        answers = dict(zip(works, do_batched(list(works.values())), strict=True))
     return [results[place] for place in range(len(hosts))]
 
 
-def do_together(works: Sequence[Work]) -> list[Any]:
+def do_batched(works: Sequence[Work]) -> list[Any]:
     """Does pieces of work of several hosts, together where their structure agrees.
 
     Returns:
@@ -62,22 +62,22 @@ def _do_group(works: Sequence[Work], kinds: Sequence[Hashable]) -> list[Any]:
     """Does works whose hosts are of one kind, those with seeds of one kind side by side."""
     if len(works) > 1:
         try:
-            return _do_as_one(works, kinds)
+            return _do_joined(works, kinds)
         except FloatingPointError:
             pass  # one by one the others are none the worse for it, and that one stops where it has to
         except Exception as error:
             logger.warning("%d hosts are trained one by one: together they raise %r", len(works), error)
-    return [_do_alone(work) for work in works]
+    return [_do_one(work) for work in works]
 
 
-def _do_alone(work: Work) -> Any:
+def _do_one(work: Work) -> Any:
     try:
         return do(work)
     except Exception as error:
         return error
 
 
-def _do_as_one(works: Sequence[Any], kinds: Sequence[Hashable]) -> list[Any]:
+def _do_joined(works: Sequence[Any], kinds: Sequence[Hashable]) -> list[Any]:
     evaluates = isinstance(works[0], EvaluationWork)
     models = [work.model for work in works]
     for each in models:
@@ -87,9 +87,9 @@ def _do_as_one(works: Sequence[Any], kinds: Sequence[Hashable]) -> list[Any]:
         for work in works:
             if evaluates and work.forced_alpha is not None:
                 stack.enter_context(work.model.seed_slot.force_alpha(work.forced_alpha))
-        model.hold(models, _joined_seeds(works, kinds))
+        model.attach(models, _joined_seeds(works, kinds))
     try:
-        return evaluate_together(model, works) if evaluates else train_together(model, works)
+        return evaluate_batched(model, works) if evaluates else train_batched(model, works)
     finally:
         model.release()
 

@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 Steps = Generator[Work, Any, Result]
 
 
-def alone(steps: Steps[Result]) -> Result:
+def run_one(steps: Steps[Result]) -> Result:
     """Does every piece of work of one host as it comes, and returns what the steps return."""
     try:
         work = next(steps)

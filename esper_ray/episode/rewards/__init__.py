@@ -5,8 +5,8 @@ from collections.abc import Callable
 from esper_ray.episode.rewards.contribution import contribution
 from esper_ray.episode.rewards.gain import gain
 from esper_ray.episode.rewards.inputs import (
-    Moment,
     RewardInput,
+    RewardState,
     attributed_accuracy,
     followed_loss,
     growth_doublings,
@@ -36,9 +36,9 @@ def reward_components(step: RewardInput, settings: RewardSettings) -> dict[str, 
 
 __all__ = [
     "REWARD_MODES",
-    "Moment",
     "RewardFunction",
     "RewardInput",
+    "RewardState",
     "attributed_accuracy",
     "followed_loss",
     "growth_doublings",

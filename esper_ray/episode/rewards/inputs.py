@@ -21,7 +21,7 @@ _FOLLOWED_CHANGES = 5.0
 
 
 @dataclass(frozen=True)
-class Moment:
+class RewardState:
     """What the reward reads at one decision point. Accuracies in percent, losses in nats.
 
     Attributes:
@@ -62,9 +62,9 @@ class RewardInput:
         host_parameters: parameters of the host alone.
     """
 
-    before: Moment
+    before: RewardState
     decision: Decision
-    after: Moment
+    after: RewardState
     rolled_back: bool
     is_final: bool
     kept_accuracy: float
@@ -108,11 +108,11 @@ def score_of_record(kept_accuracy: float, added_parameters: int, host_parameters
     return kept_accuracy - rent * growth_doublings(added_parameters, host_parameters)
 
 
-def stage_potential(moment: Moment) -> float:
+def stage_potential(state: RewardState) -> float:
     """Returns Φ of a decision point: by stage, and a little for each epoch in it; 0 without a seed."""
-    if moment.stage not in _STAGE_POTENTIAL:
+    if state.stage not in _STAGE_POTENTIAL:
         return 0.0
-    return _STAGE_POTENTIAL[moment.stage] + min(_POTENTIAL_PER_EPOCH * moment.epochs_in_stage, _POTENTIAL_EPOCH_CAP)
+    return _STAGE_POTENTIAL[state.stage] + min(_POTENTIAL_PER_EPOCH * state.epochs_in_stage, _POTENTIAL_EPOCH_CAP)
 
 
 def potential_payment(step: RewardInput, settings: RewardSettings, end: float = 0.0) -> float:

@@ -16,7 +16,7 @@ from esper_ray.orchestration.fleet.placement import assigned_device
 from esper_ray.orchestration.fleet.progress import ProgressReporter
 from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.plugins import load_plugins
-from esper_ray.process import keep_freed_memory, without_compiler
+from esper_ray.process import retain_freed_memory, without_compiler
 from esper_ray.seeding import Stream, derive_seed
 from esper_ray.tasks import TaskSpec
 from esper_ray.training import Steps
@@ -77,7 +77,7 @@ class ActorEnv(MorphogenesisEnv):
 
     def __init__(self, context: dict[str, Any]) -> None:
         without_compiler()
-        keep_freed_memory()
+        retain_freed_memory()
         load_plugins(context["plugins"])
         task = TaskSpec.model_validate(context["task"])
         data_dir = Path(context["data_dir"]) if context["data_dir"] else None

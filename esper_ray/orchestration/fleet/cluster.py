@@ -43,7 +43,7 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
         with local_ray(plugins=plugins):
             yield
         return
-    be_quiet()
+    quiet_logging()
     if ray.is_initialized():
         raise ConfigurationError("this process is connected to a Ray already, and plays there; leave out --address")
     _require_answer(address)
@@ -104,7 +104,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def be_quiet() -> None:
+def quiet_logging() -> None:
     """Keeps Ray and RLlib from writing to the terminal."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -131,7 +131,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         _require_importable(plugins)
         yield
         return
-    be_quiet()
+    quiet_logging()
     session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
     with guarded(session), _temporary_files_in(session):
         try:

@@ -47,7 +47,7 @@ class TicketQueue(ABC):
         """Returns the next ticket for an idle actor; None if it has none. Those in `away` cannot play their own now."""
 
     @abstractmethod
-    def put_back(self, ticket: Ticket) -> None:
+    def requeue(self, ticket: Ticket) -> None:
         """Takes back a ticket whose actor was lost; it comes first again."""
 
     def end(self, episode: PlayedEpisode) -> None:
@@ -55,7 +55,7 @@ class TicketQueue(ABC):
         self.finished.append(episode)
 
 
-class OwedTickets(TicketQueue):
+class PendingTickets(TicketQueue):
     """A fixed set of tickets. Each actor plays its own, and in the end also those of actors that are away."""
 
     def __init__(self, tickets: Iterable[Ticket], start: Start) -> None:
@@ -71,7 +71,7 @@ class OwedTickets(TicketQueue):
                 return owed.popleft()
         return None
 
-    def put_back(self, ticket: Ticket) -> None:
+    def requeue(self, ticket: Ticket) -> None:
         """Takes back a ticket; it comes first again."""
         self._owed.setdefault(ticket.runner, deque()).appendleft(ticket)
 
@@ -105,7 +105,7 @@ class SeriesTickets(TicketQueue):
         self._next[runner - 1] += 1
         return self._ticket(runner, number)
 
-    def put_back(self, ticket: Ticket) -> None:
+    def requeue(self, ticket: Ticket) -> None:
         """Takes back a ticket; its actor plays it again."""
         self._again.setdefault(ticket.runner, deque()).appendleft(ticket)
 
@@ -125,7 +125,7 @@ class SeriesTickets(TicketQueue):
         counted = Counter(episode.ticket.runner for episode in episodes)
         self.consumed = tuple(count + counted[runner] for runner, count in enumerate(self.consumed, start=1))
 
-    def go_on_from(self, consumed: tuple[int, ...]) -> None:
+    def resume_from(self, consumed: tuple[int, ...]) -> None:
         """Begins each actor's series behind the episodes that were learned from."""
         assert len(consumed) == len(self.consumed), "as many actors as before"
         self.consumed, self._next, self._due = consumed, list(consumed), list(consumed)
@@ -142,7 +142,7 @@ class _Play:
 
 
 @dataclass
-class _Absence:
+class _AbsentActor:
     """An actor that is being restarted.
 
     Attributes:
@@ -181,7 +181,7 @@ class Dispatcher:
         self._actors = dict(actors)
         self._hosts_per_runner = hosts_per_runner
         self._playing: dict[ray.ObjectRef, _Play] = {}
-        self._away: dict[int, _Absence] = {}
+        self._away: dict[int, _AbsentActor] = {}
         self._abandoned: dict[int, ray.ObjectRef] = {}
         self._losses_of: Counter[Ticket] = Counter()
 
@@ -195,7 +195,7 @@ class Dispatcher:
             self._start_idle(queue)  # not to be interrupted: a ticket that was taken would be lost
             with allowed_interrupts():
                 done = self._wait()
-            self._take_up(done)
+            self._collect_finished(done)
         return queue.finished.popleft()
 
     def abandon(self, queue: TicketQueue) -> None:
@@ -219,7 +219,7 @@ class Dispatcher:
         taken: list[Ticket] = []
         while len(taken) < self._hosts_per_runner and (ticket := queue.take(runner, self._away)) is not None:
             if taken and self._losses_of[ticket]:
-                queue.put_back(ticket)
+                queue.requeue(ticket)
                 break
             taken.append(ticket)
             if self._losses_of[ticket]:
@@ -253,12 +253,12 @@ class Dispatcher:
         done, _ = ray.wait([*self._playing, *probes], num_returns=1, timeout=timeout)
         return list(done)
 
-    def _take_up(self, done: Iterable[ray.ObjectRef]) -> None:
+    def _collect_finished(self, done: Iterable[ray.ObjectRef]) -> None:
         for reference in done:
             if (play := self._playing.pop(reference, None)) is not None:
                 self._end(play, reference)
             else:
-                self._answered(reference)
+                self._handle_probe_reply(reference)
         now = time.monotonic()
         for reference, play in list(self._playing.items()):
             if play.deadline <= now:
@@ -266,13 +266,13 @@ class Dispatcher:
                 if ray.wait([reference], timeout=0)[0]:  # over in time: nobody has looked for as long
                     self._end(play, reference)
                 else:
-                    self._lose(play, play.tickets, "hung", f"it took longer than {self.timeout_s:.0f} s")
+                    self._handle_lost_actor(play, play.tickets, "hung", f"it took longer than {self.timeout_s:.0f} s")
 
     def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
         try:
             episodes: list[PlayedEpisode] = ray.get(reference)
         except RayError as error:
-            self._lose(play, play.tickets, "died", f"{type(error).__name__}: {error}")
+            self._handle_lost_actor(play, play.tickets, "died", f"{type(error).__name__}: {error}")
             return
         failed = [episode for episode in episodes if episode.failure is not None]
         for episode in episodes:
@@ -281,9 +281,9 @@ class Dispatcher:
                 play.queue.end(episode)
         if failed:
             tickets = [episode.ticket for episode in failed]
-            self._lose(play, tickets, "raised", str(failed[0].failure), failed[0].process)
+            self._handle_lost_actor(play, tickets, "raised", str(failed[0].failure), failed[0].process)
 
-    def _lose(
+    def _handle_lost_actor(
         self, play: _Play, tickets: Sequence[Ticket], cause: str, reason: str, process: str | None = None
     ) -> None:
         """Replaces a lost actor, of a process that is known or not, and takes its tickets back.
@@ -298,10 +298,10 @@ class Dispatcher:
             ray.kill(self._actors[play.runner], no_restart=False)
         for ticket in reversed(tickets):
             self._losses_of[ticket] += 1
-            play.queue.put_back(ticket)
+            play.queue.requeue(ticket)
         self._abandoned.pop(play.runner, None)
         now = time.monotonic()
-        self._away[play.runner] = _Absence(now, process, None, now)
+        self._away[play.runner] = _AbsentActor(now, process, None, now)
         for ticket in tickets:
             if self._losses_of[ticket] >= _MAX_LOSSES_PER_TICKET:
                 del self._losses_of[ticket]
@@ -310,7 +310,7 @@ class Dispatcher:
                     f"{_MAX_LOSSES_PER_TICKET} times; the last time its actor {cause}: {reason}"
                 )
 
-    def _answered(self, probe: ray.ObjectRef) -> None:
+    def _handle_probe_reply(self, probe: ray.ObjectRef) -> None:
         (runner,) = [runner for runner, absence in self._away.items() if absence.probe == probe]
         absence = self._away[runner]
         try:

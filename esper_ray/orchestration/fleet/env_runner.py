@@ -27,7 +27,7 @@ from esper_ray.seeding import seeded
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerInfo:
     """An actor where it sits.
 
     Attributes:
@@ -130,14 +130,14 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Returns the names of the actions on this actor's device."""
         return self._hosts()[0].action_table.names
 
-    def take_seat(self) -> Seat:
+    def worker_info(self) -> WorkerInfo:
         """Says where this actor sits, trains its hosts for two epochs and times the second."""
         envs = self._envs()
         seconds = envs.time_epoch()
         memory = psutil.Process().memory_full_info()
         node_id = ray.get_runtime_context().get_node_id()
         size = getattr(memory, "pss", memory.rss)
-        return Seat(
+        return WorkerInfo(
             self.worker_index, socket.gethostname(), node_id, str(envs.envs[0].device), envs.num_envs, seconds, size
         )
 
@@ -153,12 +153,12 @@ class EpisodeRunner(SingleAgentEnvRunner):
             if getattr(self, "_weights_version", None) != weights.version:
                 self.set_state(weights.state)
                 self._weights_version = weights.version
-            return self._again_if_need_be(tickets, lambda chosen: self._sampled(chosen, keep_from))
+            return self._retry_stale(tickets, lambda chosen: self._sampled(chosen, keep_from))
         except Exception:
             return self._failed(tickets, traceback.format_exc())
 
     def _sampled(self, tickets: Sequence[Ticket], keep_from: float) -> list[PlayedEpisode | Exception]:
-        self._deal(tickets)
+        self._assign_tickets(tickets)
         rollouts = {rollout.infos[-1]["place"]: rollout for rollout in self.sample(num_episodes=len(tickets))}
         played: list[PlayedEpisode | Exception] = []
         metrics = self.get_metrics()
@@ -187,7 +187,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         envs = self._envs()
 
         def play(chosen: Sequence[Ticket]) -> list[PlayedEpisode | Exception]:
-            self._deal(chosen)
+            self._assign_tickets(chosen)
             agents = [copy.deepcopy(policy) for _ in chosen]
             found = play_episodes(envs, agents, [ticket.decision_seed for ticket in chosen])
             played: list[PlayedEpisode | Exception] = []
@@ -204,20 +204,20 @@ class EpisodeRunner(SingleAgentEnvRunner):
         try:
             for env in self._hosts():
                 env.skip_forced_waits = False
-            return self._again_if_need_be(tickets, play)
+            return self._retry_stale(tickets, play)
         except Exception:
             return self._failed(tickets, traceback.format_exc())
         finally:
             for env, skip in zip(self._hosts(), skips, strict=True):
                 env.skip_forced_waits = skip
 
-    def _deal(self, tickets: Sequence[Ticket]) -> None:
+    def _assign_tickets(self, tickets: Sequence[Ticket]) -> None:
         envs = self._envs()
         envs.playing = len(tickets)
         for env, ticket in zip(self._hosts(), tickets, strict=False):
             env.ticket = ticket
 
-    def _again_if_need_be(
+    def _retry_stale(
         self, tickets: Sequence[Ticket], play: Callable[[Sequence[Ticket]], list[PlayedEpisode | Exception]]
     ) -> list[PlayedEpisode]:
         """Plays episodes; once more from their first epoch those that another policy than the present one had begun."""

@@ -22,7 +22,7 @@ class _State:
 
 @contextmanager
 def interrupts_raise() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM raise KeyboardInterrupt, unless `held_interrupts` holds them back.
+    """Lets SIGINT and SIGTERM raise KeyboardInterrupt, unless `deferred_interrupts` holds them back.
 
     Ray's start installs a handler that exits at once on SIGTERM, so this comes after it. Python delivers signals to the
     main thread only; in another one this does nothing.
@@ -58,7 +58,7 @@ def sigterm_as_sigint() -> Iterator[None]:
 
 
 @contextmanager
-def held_interrupts() -> Iterator[None]:
+def deferred_interrupts() -> Iterator[None]:
     """Holds interrupts back to the end of the block, so that what is begun in it is whole."""
     _State.holding = True
     try:

@@ -158,7 +158,9 @@ def place_trials(
 def _require_free(placement: Placement) -> None:
     """Refuses a placement on resources that others hold; what has just been let go gets a moment to come back."""
     give_up = time.monotonic() + _SECONDS_FOR_RELEASE
-    while (fit := sum(_room(free, placement) for free in available_resources_per_node().values())) < placement.runners:
+    while (
+        fit := sum(_capacity(free, placement) for free in available_resources_per_node().values())
+    ) < placement.runners:
         if time.monotonic() > give_up:
             share = f" and {placement.gpus_per_runner:.3g} of a GPU" if placement.gpus_per_runner else ""
             remedy = f"use --runners {fit} at most" if fit else "first end what holds them"
@@ -169,7 +171,7 @@ def _require_free(placement: Placement) -> None:
         time.sleep(0.1)
 
 
-def _room(free: Mapping[str, float], placement: Placement) -> int:
+def _capacity(free: Mapping[str, float], placement: Placement) -> int:
     """Returns how many of the runners fit on a machine with this left."""
     shares = {"CPU": placement.cpus_per_runner, "GPU": placement.gpus_per_runner}
     return min(int(free.get(kind, 0.0) / share + _ROUNDING) for kind, share in shares.items() if share)

@@ -42,7 +42,7 @@ def end_session(session: Path) -> None:
     """Ends every process that belongs to the Ray in the folder `session`, and removes it; who reads there is let be."""
     give_up = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < give_up:
-        members = [process for process in psutil.process_iter() if _belongs(process, session)]
+        members = [process for process in psutil.process_iter() if _is_session_process(process, session)]
         for process in members:
             with suppress(psutil.Error):
                 process.kill()
@@ -52,7 +52,7 @@ def end_session(session: Path) -> None:
             return
 
 
-def _belongs(process: psutil.Process, session: Path) -> bool:
+def _is_session_process(process: psutil.Process, session: Path) -> bool:
     """Whether the process was started with an option that names the session, or has one of its files open to write.
 
     All that Ray starts has both at first; its workers and agents later change their command line.

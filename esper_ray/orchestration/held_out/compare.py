@@ -20,7 +20,7 @@ from esper_ray.orchestration.held_out.evaluate import (
 from esper_ray.orchestration.held_out.schedule_search import FoundSchedule, search_schedule
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.run.checkpoint import CheckpointFacts, held_out, require_same_spaces
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, held_out, require_same_spaces
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import write_json
 from esper_ray.policies import HeuristicPolicy, RandomPolicy, WaitPolicy
@@ -38,14 +38,14 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
     """
     started = time.monotonic()
     wanted, rounds = config.control_names(), config.search_host_counts()
-    facts = {str(path): opened(path, config)[0] for path in config.checkpoints}
-    first = facts[str(config.checkpoints[0])]
-    _require_one_setting(facts)
+    manifests = {str(path): opened(path, config)[0] for path in config.checkpoints}
+    first = manifests[str(config.checkpoints[0])]
+    _require_one_setting(manifests)
     task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
-    seeds = _held_out_of_all(facts, config.episodes)
+    seeds = _held_out_of_all(manifests, config.episodes)
     require_store(out)
     with started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
-        for checkpoint in facts.values():
+        for checkpoint in manifests.values():
             require_same_spaces(checkpoint, plan.action_names, plan.observation_names)
         with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
             observer.on_start(plan, board)
@@ -56,21 +56,21 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
                 schedule = _search(table, first.search_seeds(rounds[-1]), rounds)
                 outcomes = table.play(f"schedule: {schedule.schedule}", schedule.schedule.policy(table.actions))
                 controls["schedule"] = Played(outcomes, schedule.episodes * task.max_epochs)
-            learned, static = _play_learned(table, facts, "static-final" in wanted)
+            learned, static = _play_learned(table, manifests, "static-final" in wanted)
             board.close()
-            file = out / _FILE if len(facts) == 1 else out / f"comparison-of-{len(facts)}.json"
-            result = Comparison(plan, seeds, facts, learned, controls, static, schedule, file)
+            file = out / _FILE if len(manifests) == 1 else out / f"comparison-of-{len(manifests)}.json"
+            result = Comparison(plan, seeds, manifests, learned, controls, static, schedule, file)
             result.seconds, result.losses = time.monotonic() - started, algorithm.losses
             write_json(result.file, result.as_dict())
     return result
 
 
 def _play_learned(
-    table: "_Table", facts: dict[str, CheckpointFacts], with_static: bool
+    table: "_Table", manifests: dict[str, CheckpointManifest], with_static: bool
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
     """Plays every checkpoint, sampled and greedy, and what each of them kept as static hosts."""
     learned, static = {}, {}
-    for name, checkpoint in facts.items():
+    for name, checkpoint in manifests.items():
         for way in WAYS:
             policy = LearnedPolicy.from_checkpoint(Path(name), greedy=way == "greedy")
             outcomes = table.play(policy_name(checkpoint, way == "greedy"), policy)
@@ -152,18 +152,18 @@ def _search(table: _Table, seeds: Sequence[int], rounds: Sequence[int]) -> Found
     )
 
 
-def _held_out_of_all(facts: dict[str, CheckpointFacts], count: int) -> list[int]:
-    (seeds, *_) = [held_out(checkpoint, count) for checkpoint in facts.values()]
+def _held_out_of_all(manifests: dict[str, CheckpointManifest], count: int) -> list[int]:
+    (seeds, *_) = [held_out(checkpoint, count) for checkpoint in manifests.values()]
     return seeds
 
 
-def _require_one_setting(facts: dict[str, CheckpointFacts]) -> None:
+def _require_one_setting(manifests: dict[str, CheckpointManifest]) -> None:
     """Refuses checkpoints that are not of one task with other training seeds.
 
     Raises:
         CheckpointError: it names the difference, or the seed that they share.
     """
-    (first_name, first), *others = facts.items()
+    (first_name, first), *others = manifests.items()
     names = {first.seed: first_name}
     for name, other in others:
         theirs, ours = common_task(other), common_task(first)

@@ -10,7 +10,7 @@ from esper_ray.orchestration.held_out.episode_store import Outcome
 from esper_ray.orchestration.held_out.growth_by_host import growth_by_host
 from esper_ray.orchestration.held_out.paired import Difference, paired_difference
 from esper_ray.orchestration.held_out.schedule_search import FoundSchedule
-from esper_ray.orchestration.run.checkpoint import CheckpointFacts
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest
 from esper_ray.orchestration.run.plan import RunPlan
 
 WAYS = ("sampled", "greedy")
@@ -30,7 +30,7 @@ class Comparison:
     """What the episodes came to.
 
     Attributes:
-        facts: of each checkpoint, by its folder.
+        manifests: of each checkpoint, by its folder.
         learned: (checkpoint, "sampled" or "greedy") → its episodes.
         controls: control → its episodes.
         static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
@@ -41,7 +41,7 @@ class Comparison:
 
     plan: RunPlan
     seeds: list[int]
-    facts: dict[str, CheckpointFacts]
+    manifests: dict[str, CheckpointManifest]
     learned: dict[tuple[str, str], Played]
     controls: dict[str, Played]
     static: dict[tuple[str, str], Played]
@@ -90,10 +90,15 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
-        everyone = list(self.facts)
+        everyone = list(self.manifests)
         sections = {
-            name: {"digest": facts.digest, "seed": facts.seed, "iteration": facts.iteration, **self._section([name])}
-            for name, facts in self.facts.items()
+            name: {
+                "digest": manifest.digest,
+                "seed": manifest.seed,
+                "iteration": manifest.iteration,
+                **self._section([name]),
+            }
+            for name, manifest in self.manifests.items()
         }
         return {
             "task": self.plan.task.name,

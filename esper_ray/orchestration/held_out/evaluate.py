@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper_ray.episode.host_cache import code_digest, origin_of_numbers
+from esper_ray.episode.host_cache import code_digest, numeric_provenance
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
 from esper_ray.orchestration.held_out.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.held_out.paired import means
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.run.checkpoint import (
-    CheckpointFacts,
+    CheckpointManifest,
     held_out,
-    read_facts,
+    read_manifest,
     require_same_spaces,
     require_same_task,
 )
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, write_json
-from esper_ray.plugins import load_plugins, require_elsewhere
+from esper_ray.plugins import load_plugins, require_outside_folder
 from esper_ray.tasks import TaskSpec, prepare_data
 
 _ROOM = "orchestration/learner"
@@ -39,7 +39,7 @@ class EvaluationResult:
     """
 
     plan: RunPlan
-    facts: CheckpointFacts
+    manifest: CheckpointManifest
     outcomes: list[Outcome]
     file: Path
     seconds: float = 0.0
@@ -52,8 +52,8 @@ class EvaluationResult:
     def as_dict(self) -> dict[str, Any]:
         """Returns what the file holds."""
         return {
-            "task": self.facts.task["name"],
-            "checkpoint_digest": self.facts.digest,
+            "task": self.manifest.task["name"],
+            "checkpoint_digest": self.manifest.digest,
             "episodes": len(self.outcomes),
             "actors_lost": self.losses,
             "means": self.means,
@@ -70,14 +70,14 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
         EsperError: as `started_run`.
     """
     started = time.monotonic()
-    facts, task = opened(config.checkpoint, config)
+    manifest, task = opened(config.checkpoint, config)
     out = held_out_folder(config.checkpoint, config)
-    seeds = held_out(facts, config.episodes)
-    name = policy_name(facts, config.greedy)
+    seeds = held_out(manifest, config.episodes)
+    name = policy_name(manifest, config.greedy)
     require_store(out)
-    with started_actors(with_plugins(config, facts), task, out) as (plan, algorithm, board):
-        require_same_spaces(facts, plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(facts, plan, config.data_dir)) as store:
+    with started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
+        require_same_spaces(manifest, plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir)) as store:
             observer.on_start(plan, board)
             policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
             outcomes = play_missing(
@@ -85,29 +85,31 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
             )
             board.close()
             file = out / f"evaluation-{name.replace(' ', '-')}.json"
-            result = EvaluationResult(plan, facts, outcomes, file, time.monotonic() - started, algorithm.losses)
+            result = EvaluationResult(plan, manifest, outcomes, file, time.monotonic() - started, algorithm.losses)
             write_json(file, result.as_dict())
     return result
 
 
-def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[CheckpointFacts, TaskSpec]:
+def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[CheckpointManifest, TaskSpec]:
     """Returns what a checkpoint says of itself, and its task; imports the plugins that it needs.
 
     Raises:
         CheckpointError: it is damaged, or of another task or version.
         ConfigurationError: a plugin does not import.
     """
-    facts = read_facts(checkpoint)
-    require_same_task(facts, config.task)
+    manifest = read_manifest(checkpoint)
+    require_same_task(manifest, config.task)
     run = checkpoint.absolute().parent.parent
-    require_elsewhere(facts.plugins, run if is_run(run) else checkpoint)
-    load_plugins(with_plugins(config, facts).plugin)
-    return facts, facts.task_spec()
+    require_outside_folder(manifest.plugins, run if is_run(run) else checkpoint)
+    load_plugins(with_plugins(config, manifest).plugin)
+    return manifest, manifest.task_spec()
 
 
-def with_plugins(config: EvaluateConfig | CompareConfig, facts: CheckpointFacts) -> EvaluateConfig | CompareConfig:
+def with_plugins(
+    config: EvaluateConfig | CompareConfig, manifest: CheckpointManifest
+) -> EvaluateConfig | CompareConfig:
     """Returns the configuration with the checkpoint's plugins in front of its own."""
-    return config.model_copy(update={"plugin": tuple(dict.fromkeys([*facts.plugins, *config.plugin]))})
+    return config.model_copy(update={"plugin": tuple(dict.fromkeys([*manifest.plugins, *config.plugin]))})
 
 
 def held_out_folder(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> Path:
@@ -120,21 +122,23 @@ def held_out_folder(checkpoint: Path, config: EvaluateConfig | CompareConfig) ->
     return checkpoint.with_name(f"{checkpoint.name}-{HELD_OUT}")
 
 
-def policy_name(facts: CheckpointFacts, greedy: bool) -> str:
+def policy_name(manifest: CheckpointManifest, greedy: bool) -> str:
     """Returns the name under which a checkpoint's episodes are stored."""
-    return f"{'greedy' if greedy else 'sampled'} {facts.digest}"
+    return f"{'greedy' if greedy else 'sampled'} {manifest.digest}"
 
 
-def common_task(facts: CheckpointFacts) -> dict[str, Any]:
+def common_task(manifest: CheckpointManifest) -> dict[str, Any]:
     """Returns what the episodes of comparable policies have in common: of the reward only what the score counts."""
-    return {key: value for key, value in facts.task.items() if key != "reward"} | {"rent": facts.task["reward"]["rent"]}
+    return {key: value for key, value in manifest.task.items() if key != "reward"} | {
+        "rent": manifest.task["reward"]["rent"]
+    }
 
 
-def store_settings(facts: CheckpointFacts, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
+def store_settings(manifest: CheckpointManifest, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
     """Returns what all episodes of a store follow from, besides weights and seeds."""
     data = prepare_data(plan.task, data_dir).folder
     return {
-        "task": common_task(facts),
+        "task": common_task(manifest),
         "policy code": code_digest(*_POLICY_CODE),
-        **origin_of_numbers(plan.task, data, plan.placement.device_kind),
+        **numeric_provenance(plan.task, data, plan.placement.device_kind),
     }

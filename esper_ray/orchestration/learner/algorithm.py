@@ -25,7 +25,7 @@ from ray.rllib.utils.metrics import (
 
 from esper_ray.episode import Policy
 from esper_ray.errors import EpisodeFailedError, PlacementError
-from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, OwedTickets
+from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, PendingTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
@@ -200,7 +200,7 @@ class EpisodeAlgorithm(Algorithm):
                         )
                 yield from played
             return
-        queue = OwedTickets(tickets, start)
+        queue = PendingTickets(tickets, start)
         try:
             for _ in tickets:
                 yield self.dispatcher.next_episode(queue)
@@ -258,7 +258,7 @@ class EpisodeAlgorithm(Algorithm):
         write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
         write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self.consumed))
 
-    def take_up(self, folder: Path) -> None:
+    def load(self, folder: Path) -> None:
         """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
         as it would have.
 
@@ -271,11 +271,11 @@ class EpisodeAlgorithm(Algorithm):
         load_weights(self.policy_network, policy | state.target, folder)
         self._optimizer.load_state_dict(state.optimizer)
         self._iteration = state.iteration
-        self._take_up_consumed(state.consumed)
+        self._load_consumed(state.consumed)
         self._follow_schedules()
         self._publish_weights()
 
-    def start_from(self, folder: Path) -> None:
+    def warm_start(self, folder: Path) -> None:
         """Begins with the policy of a checkpoint; optimizer, schedules and counters are new.
 
         Raises:
@@ -309,7 +309,7 @@ class EpisodeAlgorithm(Algorithm):
         """For each actor, episodes of its series that were learned from; empty where they follow from `iteration`."""
         return ()
 
-    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
+    def _load_consumed(self, consumed: tuple[int, ...]) -> None:
         """Goes on with each actor's series of episodes where the learner had them."""
 
 

@@ -97,5 +97,5 @@ class EpisodeAPPO(EpisodeAlgorithm):
         """For each actor, episodes of its own series that were learned from."""
         return self._series.consumed
 
-    def _take_up_consumed(self, consumed: tuple[int, ...]) -> None:
-        self._series.go_on_from(consumed)
+    def _load_consumed(self, consumed: tuple[int, ...]) -> None:
+        self._series.resume_from(consumed)

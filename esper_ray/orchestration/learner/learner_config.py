@@ -8,7 +8,7 @@ from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from esper_ray.orchestration.config import PPOSettings
+from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
 from esper_ray.orchestration.fleet.placement import Placement
@@ -35,7 +35,7 @@ class Learning:
         seed: base seed.
     """
 
-    settings: PPOSettings
+    settings: LearnerSettings
     iterations: int
     episodes_per_iteration: int
     seed: int
@@ -96,7 +96,7 @@ def build_config(actor: ActorSettings, learning: Learning, placement: Placement)
     )
 
 
-def _ppo(settings: PPOSettings) -> AlgorithmConfig:
+def _ppo(settings: LearnerSettings) -> AlgorithmConfig:
     return PPOConfig(algo_class=EpisodePPO).training(
         lambda_=settings.gae_lambda, vf_clip_param=float("inf"), use_kl_loss=True, kl_coeff=0.0
     )

@@ -20,7 +20,7 @@ _FACTS = "esper_ray.json"
 _OWN_DIGEST = "sha256"
 
 
-class CheckpointFacts(BaseModel):
+class CheckpointManifest(BaseModel):
     """What a checkpoint was trained on, and how far.
 
     Attributes:
@@ -108,14 +108,14 @@ def present_versions() -> dict[str, str]:
     return {"esper_ray": __version__, "ray": ray.__version__}
 
 
-def write_facts(folder: Path, facts: CheckpointFacts) -> None:
-    """Adds the facts, with a digest of every file, to a checkpoint that has just been written."""
+def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Adds the manifest, with a digest of every file, to a checkpoint that has just been written."""
     files = {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    values = facts.model_dump(mode="json") | {"files": files}
+    values = manifest.model_dump(mode="json") | {"files": files}
     (folder / _FACTS).write_text(json.dumps({**values, _OWN_DIGEST: _digest_of(values)}, indent=2) + "\n")
 
 
-def read_facts(folder: Path) -> CheckpointFacts:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """Returns what a checkpoint says of itself, after checking that every file is as it was written.
 
     Raises:
@@ -128,18 +128,18 @@ def read_facts(folder: Path) -> CheckpointFacts:
     if values.pop(_OWN_DIGEST, None) != _digest_of(values):
         raise CheckpointError.damaged(folder, f"{_FACTS} is not as it was written")
     try:
-        facts = CheckpointFacts.model_validate_json(json.dumps(values))
+        manifest = CheckpointManifest.model_validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError.damaged(folder, f"{_FACTS}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for name, digest in facts.files.items():
+    for name, digest in manifest.files.items():
         try:
             unchanged = _digest(folder / name) == digest
         except OSError as error:
             raise CheckpointError.damaged(folder, f"{name} cannot be read: {error.strerror}") from None
         if not unchanged:
             raise CheckpointError.damaged(folder, f"{name} is not as it was written")
-    return facts
+    return manifest
 
 
 def _read_values(folder: Path) -> dict[str, Any]:
@@ -166,23 +166,23 @@ def _require_present_versions(folder: Path, values: dict[str, Any]) -> None:
             )
 
 
-def require_same_task(facts: CheckpointFacts, task: str | None) -> None:
+def require_same_task(manifest: CheckpointManifest, task: str | None) -> None:
     """Refuses a checkpoint of another task than the one that was asked for.
 
     Raises:
         CheckpointError: it names both.
     """
-    if task is not None and facts.task.get("name") != task:
-        raise CheckpointError(f"the checkpoint was trained on task {facts.task.get('name')}, not on --task {task}")
+    if task is not None and manifest.task.get("name") != task:
+        raise CheckpointError(f"the checkpoint was trained on task {manifest.task.get('name')}, not on --task {task}")
 
 
-def require_same_spaces(facts: CheckpointFacts, actions: Sequence[str], observation: Sequence[str]) -> None:
+def require_same_spaces(manifest: CheckpointManifest, actions: Sequence[str], observation: Sequence[str]) -> None:
     """Refuses a checkpoint whose actions or observation are not the present ones.
 
     Raises:
         CheckpointError: it names what differs.
     """
-    for kind, then, now in (("actions", facts.actions, actions), ("observation", facts.observation, observation)):
+    for kind, then, now in (("actions", manifest.actions, actions), ("observation", manifest.observation, observation)):
         if tuple(then) == tuple(now):
             continue
         gone, new = [n for n in then if n not in now], [n for n in now if n not in then]
@@ -193,16 +193,16 @@ def require_same_spaces(facts: CheckpointFacts, actions: Sequence[str], observat
         )
 
 
-def require_held_out(facts: CheckpointFacts, seeds: Sequence[int]) -> None:
+def require_held_out(manifest: CheckpointManifest, seeds: Sequence[int]) -> None:
     """Asserts that no training episode of the checkpoint had one of these host seeds."""
-    shared = set(seeds) & set(facts.training_seeds())
+    shared = set(seeds) & set(manifest.training_seeds())
     assert not shared, f"held-out seeds must not occur in training: {sorted(shared)[:3]}"
 
 
-def held_out(facts: CheckpointFacts, count: int) -> list[int]:
+def held_out(manifest: CheckpointManifest, count: int) -> list[int]:
     """Returns `count` held-out host seeds, which the checkpoint's training did not have."""
     seeds = held_out_seeds(count)
-    require_held_out(facts, seeds)
+    require_held_out(manifest, seeds)
     return seeds
 
 

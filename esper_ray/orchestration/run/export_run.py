@@ -13,7 +13,7 @@ from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
 from esper_ray.orchestration.config import ExportConfig
 from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
-from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, play_again
+from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
 from esper_ray.orchestration.run.run_folder import EXPORTS, HOSTS, require_writable
 from esper_ray.tasks import create_model, prepare_data
 
@@ -64,7 +64,7 @@ def export_run(config: ExportConfig) -> Export:
             f"the last bit; kept were: {', '.join(map(str, kept)) or 'none'}"
         )
     else:
-        weights = _grow_again(run, number)
+        weights = _regrow(run, number)
     model.load_kept_weights(weights, row["kept_blueprint"])
     origin = {
         "esper_ray": __version__,
@@ -88,7 +88,7 @@ def _best(run: RecordedRun, kept: list[int]) -> int:
     return max(kept, key=lambda number: (run.episodes[number]["kept_val_accuracy"], -number))
 
 
-def _grow_again(run: RecordedRun, number: int) -> dict[str, Tensor]:
+def _regrow(run: RecordedRun, number: int) -> dict[str, Tensor]:
     """Plays a recorded episode again, if every epoch comes out as recorded; returns the weights of what it keeps."""
 
     def refuse(difference: Difference) -> None:
@@ -99,5 +99,5 @@ def _grow_again(run: RecordedRun, number: int) -> dict[str, Tensor]:
             "kept"
         )
 
-    env, _record = play_again(run, number, "cpu", refuse)
+    env, _record = replay_episode(run, number, "cpu", refuse)
     return env.run.model.kept_weights()

@@ -37,7 +37,7 @@ class KeptHosts:
             return -inf
         return min(self._accuracies.values(), default=inf)
 
-    def take_up(self, accuracies: Sequence[float]) -> None:
+    def resume_from(self, accuracies: Sequence[float]) -> None:
         """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
         for partial in self._folder.glob(f"*{_PARTIAL}"):
             partial.unlink()

@@ -14,7 +14,7 @@ from esper_ray.episode.record import json_safe
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import IllegalActionError, RunFolderError
 from esper_ray.orchestration.run.run_folder import read_config, read_episodes
-from esper_ray.plugins import load_plugins, require_elsewhere
+from esper_ray.plugins import load_plugins, require_outside_folder
 from esper_ray.policies import ReplayPolicy
 from esper_ray.tasks import TaskSpec
 
@@ -59,7 +59,7 @@ class RecordedRun:
         config = read_config(path)
         command = config["command"]
         own = _names(path, command.get("plugin", []))
-        require_elsewhere(own, path)
+        require_outside_folder(own, path)
         load_plugins([*own, *plugins])
         task, episodes = _task_of(path, config), read_episodes(path)
         given = command.get("data_dir")
@@ -102,7 +102,7 @@ class Difference:
         return f"{self.field}: {recorded} as recorded, {found} now"
 
 
-def play_again(
+def replay_episode(
     run: RecordedRun, number: int, device: str, on_difference: Callable[[Difference], None]
 ) -> tuple[MorphogenesisEnv, EpisodeRecord | None]:
     """Takes the recorded decisions of an episode again, in this process, and compares everything with its row.

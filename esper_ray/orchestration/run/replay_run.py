@@ -9,7 +9,7 @@ import torch
 from esper_ray.errors import ConfigurationError
 from esper_ray.orchestration.config import ReplayConfig
 from esper_ray.orchestration.run.metrics import lookup
-from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, play_again
+from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
 
 _COMMIT_DIGITS = 12
 
@@ -58,7 +58,7 @@ def replay_run(config: ReplayConfig) -> Replay:
     device = run.device if config.device == "auto" else config.device
     _require_device(device, run)
     differences: list[Difference] = []
-    env, record = play_again(run, config.episode, device, differences.append)
+    env, record = replay_episode(run, config.episode, device, differences.append)
     changes = [f"it was played on {run.device}, and replayed on {device}"] if device != run.device else []
     if run.config.get("hosts_per_runner", 1) != 1:
         changes.append("its host was trained together with others, and replayed by itself: float rounding differs")

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from esper_ray.errors import CheckpointError, ConfigurationError, PlacementError, RunFolderError
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.fleet.cluster import be_quiet
+from esper_ray.orchestration.fleet.cluster import quiet_logging
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_state import read_learner_state
 from esper_ray.orchestration.learner.policy_network import load_policy
-from esper_ray.orchestration.run.checkpoint import CheckpointFacts, read_facts, require_same_spaces
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest, require_same_spaces
 from esper_ray.orchestration.run.plan import ORIGIN, RunPlan
 from esper_ray.orchestration.run.run_folder import (
     EPISODES_FILE,
@@ -27,7 +27,7 @@ from esper_ray.orchestration.run.run_folder import (
     require_unlocked,
 )
 from esper_ray.orchestration.run.run_result import RunTally, read_tally
-from esper_ray.plugins import require_elsewhere
+from esper_ray.plugins import require_outside_folder
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +73,17 @@ def find_resumption(asked: TrainConfig) -> Resumption:
                 f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
                 f"a new one can begin with its policy: --from-checkpoint {run}/checkpoints/iteration_N"
             )
-    be_quiet()  # RLlib warns about its own networks
+    quiet_logging()  # RLlib warns about its own networks
     stored = read_config(run)
     require_unlocked(run)
     config = _config_of(run, stored)
-    require_elsewhere(config.plugin, run)
+    require_outside_folder(config.plugin, run)
     if has_ended(run):
         raise RunFolderError(f"the run in {run} is over, after all {stored.get('iterations')} iterations")
     if config.address is not None and asked.address is None:
         logger.warning("the run played on the cluster at %s; without --address it goes on here", config.address)
     update = {"address": asked.address, "logger": asked.logger or config.logger}
-    checkpoint = _last_good(run)
+    checkpoint = _last_valid_checkpoint(run)
     tally = read_tally(checkpoint) if checkpoint is not None else RunTally()
     return Resumption(config.model_copy(update=update), checkpoint, tally, stored)
 
@@ -106,7 +106,7 @@ def _config_of(run: Path, stored: dict[str, Any]) -> TrainConfig:
     return config
 
 
-def _last_good(run: Path) -> Path | None:
+def _last_valid_checkpoint(run: Path) -> Path | None:
     """Returns the last checkpoint of a run that can be read; None if the run ended before its first.
 
     Raises:
@@ -137,20 +137,20 @@ def _require_whole(run: Path, checkpoint: Path) -> None:
         CheckpointError: it cannot be read.
         RunFolderError: rows of earlier iterations are missing.
     """
-    facts, state, tally = read_facts(checkpoint), read_learner_state(checkpoint), read_tally(checkpoint)
+    manifest, state, tally = read_manifest(checkpoint), read_learner_state(checkpoint), read_tally(checkpoint)
     load_policy(checkpoint)
-    counts = {facts.iteration, state.iteration, iteration_of(checkpoint)}
-    if len(counts) > 1 or len(tally.trained) != facts.iteration * facts.episodes_per_iteration:
+    counts = {manifest.iteration, state.iteration, iteration_of(checkpoint)}
+    if len(counts) > 1 or len(tally.trained) != manifest.iteration * manifest.episodes_per_iteration:
         raise CheckpointError(
             f"the checkpoint {checkpoint} is damaged: its files disagree about how many iterations are over"
         )
     iterations = [row.get("iteration") for row in read_metrics(run)]
     for file, numbers, count in (
-        (METRICS_FILE, iterations, facts.iteration),
+        (METRICS_FILE, iterations, manifest.iteration),
         (EPISODES_FILE, list(read_episodes(run)), len(tally.trained)),
     ):
         if numbers[:count] != list(range(1, len(numbers[:count]) + 1)) or len(numbers) < count:
-            raise RunFolderError(f"{run / file} lacks rows before iteration {facts.iteration}; begin a new run")
+            raise RunFolderError(f"{run / file} lacks rows before iteration {manifest.iteration}; begin a new run")
 
 
 def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
     return {**values, **began, "went_on": went_on}
 
 
-def take_up(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumption) -> None:
+def resume_run(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumption) -> None:
     """Puts actors and learner to where they were at the checkpoint.
 
     Raises:
@@ -177,14 +177,14 @@ def take_up(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumption) 
         raise PlacementError(
             f"the run in {plan.out} trained its hosts on {before}, here it would on {now}; resume it on such a machine"
         )
-    facts = read_facts(checkpoint)
-    require_same_spaces(facts, plan.action_names, plan.observation_names)
-    if facts.task != plan.task.model_dump(mode="json"):
+    manifest = read_manifest(checkpoint)
+    require_same_spaces(manifest, plan.action_names, plan.observation_names)
+    if manifest.task != plan.task.model_dump(mode="json"):
         raise CheckpointError(f"the task of the run in {plan.out} has other settings here and now; begin a new run")
-    algorithm.take_up(checkpoint)
+    algorithm.load(checkpoint)
 
 
-def read_start(config: TrainConfig) -> CheckpointFacts | None:
+def read_start(config: TrainConfig) -> CheckpointManifest | None:
     """Returns what the checkpoint says of itself that a new run is to begin with; None if it begins with none.
 
     Raises:
@@ -192,18 +192,18 @@ def read_start(config: TrainConfig) -> CheckpointFacts | None:
     """
     if config.from_checkpoint is None:
         return None
-    be_quiet()
-    facts = read_facts(config.from_checkpoint)
+    quiet_logging()
+    manifest = read_manifest(config.from_checkpoint)
     load_policy(config.from_checkpoint)
-    return facts
+    return manifest
 
 
-def start_from(algorithm: EpisodeAlgorithm, plan: RunPlan, facts: CheckpointFacts) -> None:
+def warm_start(algorithm: EpisodeAlgorithm, plan: RunPlan, manifest: CheckpointManifest) -> None:
     """Gives a new training run the policy of a checkpoint; optimizer, schedules and counters begin anew.
 
     Raises:
         CheckpointError: its actions, observation or network are others.
     """
-    require_same_spaces(facts, plan.action_names, plan.observation_names)
+    require_same_spaces(manifest, plan.action_names, plan.observation_names)
     assert isinstance(plan.config, TrainConfig) and plan.config.from_checkpoint is not None
-    algorithm.start_from(plan.config.from_checkpoint)
+    algorithm.warm_start(plan.config.from_checkpoint)

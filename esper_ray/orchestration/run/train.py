@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.fleet.interrupts import held_interrupts
+from esper_ray.orchestration.fleet.interrupts import deferred_interrupts
 from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.loggers import logged, require_loggers
 from esper_ray.orchestration.run.plan import RunObserver, started_run
-from esper_ray.orchestration.run.resume import described, find_resumption, read_start, start_from, take_up
+from esper_ray.orchestration.run.resume import described, find_resumption, read_start, resume_run, warm_start
 from esper_ray.orchestration.run.run_folder import RunFolder
 from esper_ray.orchestration.run.run_result import RunResult
 from esper_ray.orchestration.run.training_run import TrainingRun
@@ -32,7 +32,7 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
         except KeyboardInterrupt:
             run.result.interrupted = True
         finally:
-            with held_interrupts():
+            with deferred_interrupts():
                 board.close()
                 run.result.interrupted |= not run.is_over
                 run.finish(time.monotonic() - started)
@@ -56,13 +56,13 @@ def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tup
     with ExitStack() as stack:
         plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
         if start is not None:  # before anything is written: it may be refused
-            start_from(algorithm, plan, start)
+            warm_start(algorithm, plan, start)
         if resumption is not None and goes_on:
-            take_up(algorithm, plan, resumption)
+            resume_run(algorithm, plan, resumption)
         folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
         watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)
         if resumption is not None and kept is not None:
-            run.take_up(resumption.tally)
+            run.resume_from(resumption.tally)
         watching.on_start(plan, board)
         yield run, board

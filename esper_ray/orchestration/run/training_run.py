@@ -9,12 +9,12 @@ from typing import Any
 
 from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.fleet.interrupts import held_interrupts
+from esper_ray.orchestration.fleet.interrupts import deferred_interrupts
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.health import warnings_of
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.run.checkpoint import CheckpointFacts, present_versions, write_facts
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, present_versions, write_manifest
 from esper_ray.orchestration.run.kept_hosts import KeptHosts
 from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan
@@ -65,12 +65,12 @@ class TrainingRun:
         """Whether the last iteration is over."""
         return self.iteration >= self._plan.iterations
 
-    def take_up(self, tally: RunTally) -> None:
+    def resume_from(self, tally: RunTally) -> None:
         """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
         self.result.tally = tally
         self._has_waited = True
         self._losses_before = tally.losses
-        self._kept.take_up(tally.trained)
+        self._kept.resume_from(tally.trained)
 
     def play_wait_only(self) -> None:
         """Plays hosts that never grow a seed, on seeds that no training episode has; only once in a run."""
@@ -100,7 +100,7 @@ class TrainingRun:
         """
         started = time.monotonic()
         self._require_written_down()
-        with held_interrupts():
+        with deferred_interrupts():
             self.algorithm.keep_from = self._kept.threshold
             rllib_result = self.algorithm.train()
             self._is_written_down = False
@@ -188,7 +188,7 @@ class TrainingRun:
             RunFolderError: it could not be written; the earlier ones are as they were.
         """
         self._require_written_down()
-        facts = CheckpointFacts(
+        manifest = CheckpointManifest(
             versions=present_versions(),
             task=self._plan.task.model_dump(mode="json"),
             actions=self._plan.action_names,
@@ -206,7 +206,7 @@ class TrainingRun:
         def save(folder: Path) -> None:
             self.algorithm.write_checkpoint(folder)
             write_tally(folder, self.result.tally)
-            write_facts(folder, facts)
+            write_manifest(folder, manifest)
 
         return self._folder.save_checkpoint(self.iteration, save, self.config.checkpoint_every)
 

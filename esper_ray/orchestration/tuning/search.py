@@ -233,7 +233,7 @@ def _watched(plan: SearchPlan, tell: Callable[[list[TrialResult]], None]) -> Ite
         latest[:] = trials
         if time.monotonic() - last > _SECONDS_BETWEEN_LOOKS:
             last = time.monotonic()
-            tell([_glimpse(plan, trial) for trial in trials])
+            tell([_partial_result(plan, trial) for trial in trials])
 
     TrialWatch.watcher = watch
     try:
@@ -242,7 +242,7 @@ def _watched(plan: SearchPlan, tell: Callable[[list[TrialResult]], None]) -> Ite
         TrialWatch.watcher = None
 
 
-def _glimpse(plan: SearchPlan, trial: TuneTrial) -> TrialResult:
+def _partial_result(plan: SearchPlan, trial: TuneTrial) -> TrialResult:
     found = _trial_result(plan, trial.trial_id, trial.config)
     last = trial.last_result or {}
     found.iterations = last.get("training_iteration", 0)
@@ -262,7 +262,7 @@ def _trial_result(plan: SearchPlan, trial_id: str, config: dict[str, Any]) -> Tr
 def _result(plan: SearchPlan, tune_trials: Sequence[TuneTrial], seconds: float) -> SearchResult:
     trials = []
     for trial in tune_trials:
-        found = _glimpse(plan, trial)
+        found = _partial_result(plan, trial)
         folder = plan.folder / TRIALS / found.name
         rows = [reported(row) for row in read_metrics(folder)] if (folder / METRICS_FILE).exists() else []
         found.iterations = len(rows)

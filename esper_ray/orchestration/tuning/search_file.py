@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.orchestration.config import PPOSettings, TrainConfig, parse_config, read_yaml, require_known_keys
+from esper_ray.orchestration.config import LearnerSettings, TrainConfig, parse_config, read_yaml, require_known_keys
 
 TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
@@ -316,7 +316,7 @@ def _require_searchable(where: str, space: Any) -> None:
     if not isinstance(space, dict):
         return
     known = [name for name in TrainConfig.model_fields if name not in _NOT_SEARCHED]
-    known += [f"ppo.{name}" for name in PPOSettings.model_fields]
+    known += [f"ppo.{name}" for name in LearnerSettings.model_fields]
     for key in space:
         if (flag := _FLAG_OF.get(str(key).removeprefix(TASK_PREFIX))) and str(key).startswith(TASK_PREFIX):
             raise ConfigurationError(f"{where}: space.{key} has a name of its own: use space.{flag}")

@@ -128,7 +128,7 @@ class Trial(tune.Trainable):
         plan, algorithm, _board = self._stack.enter_context(built)
         state: dict[str, Any] = {}
         if checkpoint is not None:
-            algorithm.take_up(checkpoint / _POLICY)
+            algorithm.load(checkpoint / _POLICY)
             state = json.loads((checkpoint / _STATE).read_text())
             self._seconds = state["seconds"]
         own = state.get("trial") == self._path.name
@@ -138,7 +138,7 @@ class Trial(tune.Trainable):
         folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
         if checkpoint is not None:
-            self._run.take_up(RunTally(**state["tally"]))
+            self._run.resume_from(RunTally(**state["tally"]))
         self._run.play_wait_only()
         return self._run
 
