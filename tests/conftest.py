@@ -11,17 +11,25 @@ import pytest
 import ray
 import torch
 from driver import SETTINGS, ended
+from fast_tasks import make_fast_task
+from processes import leftovers, ray_processes
 
-from esper_ray.tasks import TaskSpec, get_task_spec
+from esper_ray.tasks import TaskSpec
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One torch thread, as in an actor; a data cache that starts empty; `fakes` importable inside the actors."""
+def _one_thread_and_own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One torch thread, as in an actor; temporary files and a data cache of its own; `fakes` importable in actors."""
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ESPER_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    cache = tmp_path_factory.mktemp("cache")
+    with (
+        tempfile.TemporaryDirectory(prefix="t", ignore_cleanup_errors=True) as own,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(tempfile, "tempdir", own)
+        patch.setenv("TMPDIR", own)
+        patch.setenv("ESPER_RAY_CACHE", str(cache))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "support"), prepend=os.pathsep)
         yield
 
 
@@ -29,45 +37,6 @@ def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Itera
 def fast_task() -> TaskSpec:
     """A real host on real digits whose epoch takes about two milliseconds."""
     return make_fast_task()
-
-
-def make_fast_task(**overrides: object) -> TaskSpec:
-    """Returns `digits` cut down to a host of 2 channels and one small batch an epoch."""
-    small = {"data.train_samples": 64, "data.validation_samples": 50, "host.base_channels": 2, "max_epochs": 12}
-    return get_task_spec("digits", {**small, **{key.replace("__", "."): value for key, value in overrides.items()}})
-
-
-def make_fast_text_task(**overrides: object) -> TaskSpec:
-    """Returns `pydoc` cut down to a host of width 16 and a few short sequences an epoch."""
-    small = {
-        **{"data.train_samples": 32, "data.validation_samples": 32, "data.sequence_length": 16, "data.batch_size": 16},
-        **{"host.layers": 2, "host.heads": 2, "host.width": 16, "host.context": 16, "max_epochs": 12},
-    }
-    return get_task_spec("pydoc", {**small, **{key.replace("__", "."): value for key, value in overrides.items()}})
-
-
-def ray_processes() -> set[str]:
-    """Process ids of every Ray daemon and worker on this machine."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"raylet" in command or b"gcs_server" in command or command.startswith(b"ray::"):
-                found.add(entry.name)
-    return found
-
-
-def leftovers() -> set[str]:
-    """Folders of Ray sessions, shared memory, and lock files: Ray's own, those of the cache, those beside a run."""
-    temporary = Path(tempfile.gettempdir())
-    shared_memory = Path("/dev/shm")
-    found = [*temporary.glob("esper-*"), *temporary.glob("_ray_lockfiles/*")]
-    found += [path for folder in (Path(os.environ["ESPER_RAY_CACHE"]), Path.cwd()) for path in folder.rglob("*.lock")]
-    found += shared_memory.iterdir() if shared_memory.is_dir() else ()
-    return {str(path) for path in found}
 
 
 @pytest.fixture
@@ -100,6 +69,3 @@ def killed_run(undisturbed_run: Path, tmp_path: Path) -> Path:
     shutil.copytree(undisturbed_run, copy)
     (copy / "summary.json").unlink()
     return copy
-
-
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")

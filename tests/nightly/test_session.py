@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
     **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},
     **{"wait_only_episodes": 2, "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"]},
 }
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 _SECONDS = 180
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ray_processes
+from processes import ray_processes
 
 from esper_ray.orchestration.fleet.session_guard import end_session
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import make_fast_task
+from fast_tasks import make_fast_task
 
 from esper_ray.episode import ActionTable, MorphogenesisEnv, ObservationTable
 from esper_ray.episode.env import Observation

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import make_fast_task
+from fast_tasks import make_fast_task
 from gymnasium.utils.env_checker import check_env
 
 from esper_ray.episode import MorphogenesisEnv, ObservationTable, run_ppo_episode

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import ray
 from clusters import CloudsTask, actors_per_node, assert_unused, free_port, start_cluster
-from conftest import make_fast_task, ray_processes
+from fast_tasks import make_fast_task
+from processes import ray_processes
 from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import FASHION_MNIST
+from fast_tasks import FASHION_MNIST
 from torch import Tensor, nn
 from torch.nn import functional as F
 

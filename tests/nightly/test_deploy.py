@@ -22,7 +22,7 @@ from esper_ray.errors import EsperError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.placement import _gpu_share
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES_VERSION = "1.33"
 KUBERAY = jsonschema.Draft202012Validator(json.loads((Path(__file__).parent / "kuberay_schema.json").read_text()))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import make_fast_task
+from fast_tasks import make_fast_task
 from rich.console import Console
 
 from esper_ray.cli.display import LiveDisplay, PlainDisplay, plan_line

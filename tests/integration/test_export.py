@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FASHION_MNIST, make_fast_task, make_fast_text_task
+from fast_tasks import FASHION_MNIST, make_fast_task, make_fast_text_task
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FASHION_MNIST
+from fast_tasks import FASHION_MNIST
 from sklearn.datasets import load_digits
 
 from esper_ray.data import SampleLoader, get_source, prepare

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import make_fast_task, make_fast_text_task
+from fast_tasks import make_fast_task, make_fast_text_task
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FASHION_MNIST
+from fast_tasks import FASHION_MNIST
 from writers import (
     cifar_batches,
     write_cifar_archive,
@@ -32,7 +32,7 @@ SMALL_TRANSFORMER = [
     *("host.layers=2", "host.heads=2", "host.width=16", "host.context=32", "data.sequence_length=32"),
     *("data.batch_size=16", "data.train_samples=32", "data.validation_samples=32"),
 ]
-EXAMPLE = Path(__file__).parent.parent / "examples"
+EXAMPLE = Path(__file__).parents[2] / "examples"
 
 
 def nothing(folder: Path) -> None:

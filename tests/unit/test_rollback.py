@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_fast_task, make_fast_text_task
+from fast_tasks import make_fast_task, make_fast_text_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esper_ray.cli.main import run as run_command

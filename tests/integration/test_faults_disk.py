@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_fast_task
 from driver import SETTINGS, command, ended, half_written, results, wait_until, whole_rows
+from fast_tasks import make_fast_task
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

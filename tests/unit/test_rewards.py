@@ -11,7 +11,7 @@ from dataclasses import FrozenInstanceError, replace
 from typing import Any, get_args
 
 import pytest
-from conftest import make_fast_task
+from fast_tasks import make_fast_task
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _SECONDS_OF_QUICK_SEARCH = 600
 """The page promises four minutes on two cores that have nothing else to do."""
 

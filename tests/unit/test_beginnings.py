@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_fast_task, make_fast_text_task
+from fast_tasks import make_fast_task, make_fast_text_task
 from torch import nn
 
 from esper_ray.data.cache import cache_folder

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_fast_text_task
+from fast_tasks import make_fast_text_task
 from torch import Tensor, nn
 
 from esper_ray.episode import ActionTable, run_ppo_episode

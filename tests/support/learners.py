@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from conftest import make_fast_task
+from fast_tasks import make_fast_task
 
 from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnv, ActorEnvs, ActorSettings

@@ -9,7 +9,7 @@ from esper_ray.orchestration.config import TrainConfig, load_config
 from esper_ray.orchestration.tuning.search_file import load_search
 from esper_ray.tasks import get_task_spec, require_sound
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tune_configs").glob("*.yaml"))
 SEARCHES = [path for path in FILES if "space" in yaml.safe_load(path.read_text())]
 CONFIGS = [path for path in FILES if path not in SEARCHES]
