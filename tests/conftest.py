@@ -19,7 +19,7 @@ from esper_ray.tasks import TaskSpec
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_and_own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One torch thread, as in an actor; temporary files and a data cache of its own; `fakes` importable in actors."""
+    """One torch thread, as in an actor; temporary files and a data cache of its own; tests importable in actors."""
     torch.set_num_threads(1)
     cache = tmp_path_factory.mktemp("cache")
     with (
@@ -29,7 +29,8 @@ def _one_thread_and_own_folders(tmp_path_factory: pytest.TempPathFactory) -> Ite
         patch.setattr(tempfile, "tempdir", own)
         patch.setenv("TMPDIR", own)
         patch.setenv("ESPER_RAY_CACHE", str(cache))
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "support"), prepend=os.pathsep)
+        for folder in ("support", "unit", "integration", "nightly"):
+            patch.setenv("PYTHONPATH", str(Path(__file__).parent / folder), prepend=os.pathsep)
         yield
 
 
