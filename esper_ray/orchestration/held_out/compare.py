@@ -21,6 +21,7 @@ from esper_ray.orchestration.held_out.schedule_search import FoundSchedule, sear
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest, held_out, require_same_spaces
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import write_json
 from esper_ray.policies import HeuristicPolicy, RandomPolicy, WaitPolicy
@@ -44,10 +45,10 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
     task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
     seeds = _held_out_of_all(manifests, config.episodes)
     require_store(out)
-    with started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
+    with claimed(out), started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
         for checkpoint in manifests.values():
             require_same_spaces(checkpoint, plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
+        with EpisodeStore(out, store_settings(first, plan, config.data_dir), is_claimed=True) as store:
             observer.on_start(plan, board)
             table = _Table(store, algorithm, plan, seeds, observer)
             controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}

@@ -18,6 +18,7 @@ from esper_ray.orchestration.run.checkpoint import (
     require_same_spaces,
     require_same_task,
 )
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins, require_outside_folder
@@ -75,9 +76,9 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
     seeds = held_out(manifest, config.episodes)
     name = policy_name(manifest, config.greedy)
     require_store(out)
-    with started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
+    with claimed(out), started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
         require_same_spaces(manifest, plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir)) as store:
+        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir), is_claimed=True) as store:
             observer.on_start(plan, board)
             policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
             outcomes = play_missing(

@@ -1,6 +1,8 @@
 """Going on with a run that ended before its time, and beginning one with the policy of another."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from esper_ray.orchestration.run.run_folder import (
     checkpoints_of,
     has_ended,
     iteration_of,
+    only_writer,
     read_config,
     read_episodes,
     read_metrics,
-    require_unlocked,
 )
 from esper_ray.orchestration.run.run_result import RunTally, read_tally
 from esper_ray.plugins import require_outside_folder
@@ -57,12 +59,25 @@ class Resumption:
         return iteration_of(self.checkpoint) if self.checkpoint is not None else None
 
 
+@contextmanager
+def locked_resumption(asked: TrainConfig) -> Iterator[Resumption]:
+    """As `find_resumption`; meanwhile no other process writes the run.
+
+    Raises:
+        RunFolderError: another process writes it.
+    """
+    assert asked.resume is not None
+    read_config(asked.resume)
+    with only_writer(asked.resume):
+        yield find_resumption(asked)
+
+
 def find_resumption(asked: TrainConfig) -> Resumption:
     """Finds out how to go on with the run that `asked.resume` names, without changing anything.
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.
-        RunFolderError: it is no training run, it is over, another process writes it, or a part of it is missing.
+        RunFolderError: it is no training run, it is over, or a part of it is missing.
         CheckpointError: none of its checkpoints can be read.
     """
     assert asked.resume is not None
@@ -75,7 +90,6 @@ def find_resumption(asked: TrainConfig) -> Resumption:
             )
     quiet_logging()  # RLlib warns about its own networks
     stored = read_config(run)
-    require_unlocked(run)
     config = _config_of(run, stored)
     require_outside_folder(config.plugin, run)
     if has_ended(run):

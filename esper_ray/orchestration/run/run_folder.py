@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ _EVENTS = "events.out.tfevents.*"
 _PARTIAL = ".writing"
 _WRITING, _REMOVING = ".writing-", ".removing-"
 """Begin the names of checkpoints that are only half there."""
+_CHECKPOINT_NAME = re.compile(r"iteration_(?:\d{6}|[1-9]\d{6,})")
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -160,8 +162,9 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Returns the checkpoints of the run at `path`, in the order of their iterations."""
-    return sorted((path / _CHECKPOINTS).glob("iteration_[0-9]*"), key=iteration_of)
+    """Returns the checkpoints of the run at `path`, in the order of their iterations; other names are ignored."""
+    found = [entry for entry in (path / _CHECKPOINTS).glob("iteration_*") if _CHECKPOINT_NAME.fullmatch(entry.name)]
+    return sorted(found, key=iteration_of)
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -187,7 +190,7 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing the run.
 
     Raises:
@@ -207,7 +210,7 @@ def require_unlocked(folder: Path) -> None:
     Raises:
         RunFolderError: another one does.
     """
-    with _only_writer(folder):
+    with only_writer(folder):
         pass
 
 
@@ -220,19 +223,26 @@ class RunFolder:
         keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go;
             None: begin a new one.
         keep_policies: its checkpoints and hosts stay as well.
+        is_claimed: this process holds the folder's lock already.
 
     Raises:
         RunFolderError: the folder cannot be written, or another process writes it.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], keep_iterations: int | None = None, keep_policies: bool = True
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        keep_iterations: int | None = None,
+        keep_policies: bool = True,
+        is_claimed: bool = False,
     ) -> None:
         self.path = path
         with ExitStack() as opened:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(_only_writer(path))
+                if not is_claimed:
+                    opened.enter_context(only_writer(path))
                 if keep_iterations is None:
                     self._remove_old_run()
                 else:
@@ -262,8 +272,8 @@ class RunFolder:
 
     def _keep(self, iterations: int, policies: bool) -> None:
         """Drops what lies behind an iteration, and what was being written."""
-        for partial in self.path.glob(f"*{_PARTIAL}"):
-            partial.unlink()
+        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
+            (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
         (self.path / _SUMMARY).unlink(missing_ok=True)
         for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name

@@ -1,6 +1,7 @@
 """What a search leaves on disk beside its trials: what was searched, the ranking, the best configuration."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ RANKING = "ranking.json"
 BEST = "best.yaml"
 TRIALS = "trials"
 """Folder of the trials' run folders."""
+_TRIAL_NAME = re.compile(r"\w+_seed\d+")
 _PICTURES = ("report.html", "ranking.png", "learning_curves.png")
 STATE = "tune"
 """Folder of Ray Tune's own state: pickles, so a search is resumed only from a folder that one trusts."""
@@ -28,6 +30,11 @@ STATE = "tune"
 def is_search(folder: Path) -> bool:
     """Returns whether a folder holds a search."""
     return (folder / EXPERIMENT).is_file()
+
+
+def trial_folders(folder: Path) -> list[Path]:
+    """Returns the folders of a search's trials, in the order of their names; other names are ignored."""
+    return sorted(path for path in (folder / TRIALS).glob("*") if _TRIAL_NAME.fullmatch(path.name))
 
 
 def read_experiment(folder: Path) -> dict[str, Any]:
