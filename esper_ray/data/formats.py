@@ -31,7 +31,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
+        raise DatasetError.altered(path, error) from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DatasetError(f"{path} is not an IDX file of unsigned bytes; fetch it again")
     dimensions = content[3]
@@ -84,7 +84,7 @@ def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.T
                 raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}: it is another data set")
             tables.setdefault(path.name.partition("-")[0], []).append(pq.read_table(path, columns=list(columns)))
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{path} is truncated or altered: {_first_line(error)}; fetch it again") from error
+            raise DatasetError.altered(path, _first_line(error)) from error
     return {name: pa.concat_tables(parts, promote_options="permissive") for name, parts in tables.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, read_config, read_episodes, read_metrics
 from esper_ray.orchestration.tuning.search_folder import BEST, RANKING, is_search, read_experiment, trial_folders
 
@@ -137,6 +137,8 @@ def require_readable(folder: Path) -> None:
     Raises:
         RunFolderError: it does not, or there is no such folder.
     """
+    if (refusal := no_permission(folder)) is not None:
+        raise RunFolderError(refusal)
     if not folder.exists():
         raise RunFolderError(f"there is no folder {folder}; name the folder of a run or of a search")
     if not folder.is_dir():

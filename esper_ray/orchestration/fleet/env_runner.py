@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import psutil
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -23,6 +22,7 @@ from esper_ray.episode.rollout import play_episodes
 from esper_ray.orchestration.fleet.actor_envs import DECISION_SEED, WORKER_INDEX, ActorEnv, OtherDecisionError
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
+from esper_ray.process import process_memory
 from esper_ray.seeding import seeded
 
 
@@ -134,11 +134,9 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Says where this actor sits, trains its hosts for two epochs and times the second."""
         envs = self._envs()
         seconds = envs.time_epoch()
-        memory = psutil.Process().memory_full_info()
-        node_id = ray.get_runtime_context().get_node_id()
-        size = getattr(memory, "pss", memory.rss)
+        node_id, device = ray.get_runtime_context().get_node_id(), str(envs.envs[0].device)
         return WorkerInfo(
-            self.worker_index, socket.gethostname(), node_id, str(envs.envs[0].device), envs.num_envs, seconds, size
+            self.worker_index, socket.gethostname(), node_id, device, envs.num_envs, seconds, process_memory()
         )
 
     def play(self, tickets: Sequence[Ticket], keep_from: float, weights: Weights) -> list[PlayedEpisode]:

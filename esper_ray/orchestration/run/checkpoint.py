@@ -11,7 +11,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper_ray import __version__
-from esper_ray.errors import CheckpointError
+from esper_ray.errors import CheckpointError, no_permission
 from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number, held_out_seeds
 from esper_ray.orchestration.learner.policy_network import POLICY_FILES
 from esper_ray.tasks import TaskSpec
@@ -121,6 +121,8 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     Raises:
         CheckpointError: it is no checkpoint, was written by another version, or is damaged.
     """
+    if (refusal := no_permission(folder, within=True)) is not None:
+        raise CheckpointError(refusal)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no checkpoint: there is no such folder; name one of RUN/checkpoints")
     values = _read_values(folder)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 
 _SUFFIX = ".safetensors"
@@ -96,13 +96,14 @@ def load_kept_host(folder: Path, episode: int) -> dict[str, Tensor]:
     """Returns the weights of an episode's host.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: the file is damaged, or this user may not read it.
     """
     path = _path(folder, episode)
     try:
         return load_file(path)
     except Exception as error:  # the library raises its own type
-        raise RunFolderError(f"{path} is damaged: {error}; export another episode") from error
+        reason = no_permission(path) or f"{path} is damaged: {error}; export another episode"
+        raise RunFolderError(reason) from error
 
 
 def _path(folder: Path, episode: int) -> Path:

@@ -272,13 +272,24 @@ def origin() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": {name: _version(name) for name in _VERSIONED},
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the checkout that this package lies in, or None if it lies in none."""
-    package = Path(__file__).parent
-    answer = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    """Returns the commit of the checkout that this package lies in; None if it lies in none, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    """Returns the version of an installed package; None where its metadata were left out, as in slim containers."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
@@ -97,6 +97,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no run at `path`, or the file is damaged.
     """
+    if (refusal := no_permission(path / _CONFIG)) is not None:
+        raise RunFolderError(refusal)
     try:
         config = json.loads((path / _CONFIG).read_text())
     except OSError as error:
@@ -332,7 +334,8 @@ class RunFolder:
         final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
         if not final.exists():
             try:
-                temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=final.parent))
+                temporary = final.parent / f"{_WRITING}{uuid.uuid4().hex}"
+                temporary.mkdir()  # of the umask's mode, which one of `mkdtemp` has not
                 try:
                     save(temporary.absolute())
                     _flush(temporary)

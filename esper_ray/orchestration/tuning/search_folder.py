@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from esper_ray.errors import ConfigurationError, RunFolderError
+from esper_ray.errors import ConfigurationError, RunFolderError, no_permission
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.run.plan import with_absolute_paths
 from esper_ray.orchestration.run.run_folder import replace_file, require_writable, write_json
@@ -43,6 +43,8 @@ def read_experiment(folder: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no search in the folder, or the file is damaged.
     """
+    if (refusal := no_permission(folder / EXPERIMENT)) is not None:
+        raise RunFolderError(refusal)
     try:
         return dict(json.loads((folder / EXPERIMENT).read_text()))
     except OSError as error:
