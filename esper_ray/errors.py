@@ -49,10 +49,8 @@ class CheckpointError(EsperError, ValueError):
     @classmethod
     def damaged(cls, folder: Path, reason: object) -> "CheckpointError":
         """Returns the error about a checkpoint that is not as it was written, or that this user may not read."""
-        reason = " ".join(str(reason).split())
-        return cls(
-            no_permission(folder, within=True) or f"the checkpoint {folder} is damaged: {reason}; take another one"
-        )
+        damage = f"the checkpoint {folder} is damaged: {' '.join(str(reason).split())}; take another one"
+        return cls(no_permission(folder, within=True) or damage)
 
 
 class EpisodeFailedError(EsperError, RuntimeError):

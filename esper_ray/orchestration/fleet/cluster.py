@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -113,8 +113,8 @@ def _require_accepted(address: str) -> None:
 
 def _refused(address: str) -> ConfigurationError:
     return ConfigurationError(
-        f"--address {address}: the cluster refuses the token of this user, or the lack of one; set RAY_AUTH_MODE=token, "
-        "and RAY_AUTH_TOKEN_PATH to a file with the cluster's token, by default ~/.ray/auth_token of who started it"
+        f"--address {address}: the cluster refuses this user's token, or the lack of one; set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN_PATH to a file with the cluster's token, by default ~/.ray/auth_token of who started it"
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from esper_ray.errors import ConfigurationError
 
@@ -80,6 +80,6 @@ def session_environment(session: Path) -> Iterator[None]:
 
 
 def _forget_token() -> None:
-    """Has Ray read mode and token from the environment again, in this order: it needs a token while the mode wants one."""
+    """Has Ray read mode and token from the environment again; first the mode, since "token" cannot be without one."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
