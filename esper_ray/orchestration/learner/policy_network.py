@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from esper_ray.errors import CheckpointError
@@ -89,7 +89,8 @@ def rllib_model_config(
 
 def write_policy(folder: Path, spec: NetworkSpec, weights: dict[str, Tensor]) -> None:
     """Writes a policy network into a folder: plain numbers, nothing of which is executed when they are read."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    (folder / _WEIGHTS).write_bytes(save(stored))
     (folder / _SPEC).write_text(spec.model_dump_json(indent=2) + "\n")
 
 
