@@ -1,4 +1,4 @@
-"""Where actors say how their hosts are doing: to be watched, and so that a slow actor is not taken for one that hangs."""
+"""Where actors say how their hosts are doing: to be watched, and to tell a slow actor from one that hangs."""
 
 import threading
 import time
