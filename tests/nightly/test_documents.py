@@ -79,7 +79,7 @@ def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Pa
     printed = run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", commands])
     assert "GERMINATE_WIDE" in printed
     assert "Done after 2 of 2 iterations" in printed
-    assert (tmp_path / "runs" / "wine" / "held_out" / "comparison.json").exists()
+    assert (tmp_path / "runs/wine/held_out/iteration_000002/comparison.json").exists()
 
 
 def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
