@@ -1,4 +1,4 @@
-"""Starting a local Ray for the length of a run, and leaving nothing of it behind."""
+"""Starts a local Ray for the duration of a run and removes all of it afterwards, or joins a cluster."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ _QUIET = {
 
 @contextmanager
 def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
-    """Joins the Ray cluster at `address` for the length of a run, or starts a local Ray if there is none given.
+    """Joins the Ray cluster at `address` for the duration of a run, or starts a local Ray if no address is given.
 
     A cluster gets this package's source and the plugins'; what they import must be installed there.
 
@@ -90,7 +90,7 @@ def _require_answer(address: str) -> None:
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other side greets as RFC 9113, section 3.4, has it, as every gRPC server does and so Ray's."""
+    """Returns whether the server sends HTTP/2 SETTINGS first (RFC 9113, section 3.4), as every gRPC server does."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True  # the greeting is encrypted
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS_FRAME)
@@ -145,7 +145,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
 
 @contextmanager
 def _temporary_files_in(session: Path) -> Iterator[None]:
-    """Has Ray Tune's lock files lie where the rest of the session does, and not stay for good."""
+    """Puts Ray Tune's lock files into the session's folder, so that they are removed with it."""
     before = os.environ.get("RAY_TMPDIR")
     os.environ["RAY_TMPDIR"] = str(session)
     try:
@@ -218,7 +218,7 @@ def _machines() -> list[str]:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drops what Ray's C++ part writes to the process's standard error; its failures raise all the same."""
+    """Discards the output of Ray's C++ part to standard error; its failures still raise."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""The actor: plays the episodes that it is told to, several at the same time."""
+"""The actor: an RLlib EnvRunner that plays the episodes of its tickets, several at the same time."""
 
 import copy
 import socket
@@ -28,7 +28,7 @@ from esper_ray.seeding import seeded
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """An actor where it sits.
+    """Placement, speed and memory of an actor.
 
     Attributes:
         runner: index, from 1; 0: this process.
@@ -52,7 +52,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the policy, as an actor takes them.
+    """Versioned policy weights for an actor.
 
     Attributes:
         version: tells them from earlier ones.
@@ -65,7 +65,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """What an actor returns for a ticket.
+    """The result of a ticket: rollout, record and weights, or a failure.
 
     Attributes:
         rollout: observations, actions, rewards for the learner; None for a scripted policy.
@@ -86,7 +86,7 @@ class PlayedEpisode:
 
 
 class SeededActions(ConnectorV2):
-    """Samples the action of each environment with the seed that its last `info` holds, whatever the others do."""
+    """Samples the action of each environment with the seed in its last `info`, independent of the others."""
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, explore: bool | None = None, **kwargs: Any
@@ -123,7 +123,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         super().make_env()
 
     def process(self) -> str:
-        """Returns what tells this process from one that takes its place."""
+        """Returns an id of this process, which differs from that of its replacement."""
         return str(ray.get_runtime_context().get_worker_id())
 
     def action_names(self) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     def _retry_stale(
         self, tickets: Sequence[Ticket], play: Callable[[Sequence[Ticket]], list[PlayedEpisode | Exception]]
     ) -> list[PlayedEpisode]:
-        """Plays episodes; once more from their first epoch those that another policy than the present one had begun."""
+        """Plays episodes; those that were saved by another policy are played again from their first epoch."""
         found = dict(zip(tickets, play(tickets), strict=True))
         begun = [ticket for ticket, episode in found.items() if isinstance(episode, OtherDecisionError)]
         if begun:
