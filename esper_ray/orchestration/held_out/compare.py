@@ -29,7 +29,7 @@ _FILE = "comparison.json"
 
 
 def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
-    """Plays what is missing and compares. Ended early, the same command goes on where it was.
+    """Plays the missing episodes and compares the policies. An interrupted comparison continues on the next call.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or of another task, action space or version than the first.
@@ -68,7 +68,7 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
 def _play_learned(
     table: "_Table", manifests: dict[str, CheckpointManifest], with_static: bool
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
-    """Plays every checkpoint, sampled and greedy, and what each of them kept as static hosts."""
+    """Plays every checkpoint, sampled and greedy, and the static hosts with the blueprints that each kept."""
     learned, static = {}, {}
     for name, checkpoint in manifests.items():
         for way in WAYS:

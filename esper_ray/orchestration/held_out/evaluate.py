@@ -30,7 +30,7 @@ _POLICY_CODE = ("policies", *(f"{_ROOM}/{name}.py" for name in ("learned_policy"
 
 @dataclass
 class EvaluationResult:
-    """What the episodes came to.
+    """The result of an evaluation.
 
     Attributes:
         outcomes: one per held-out host, in the order of their seeds.
@@ -50,7 +50,7 @@ class EvaluationResult:
         self.means = means(self.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what the file holds."""
+        """Returns the content of the file."""
         return {
             "task": self.manifest.task["name"],
             "checkpoint_digest": self.manifest.digest,
@@ -63,7 +63,7 @@ class EvaluationResult:
 
 
 def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> EvaluationResult:
-    """Plays the policy on held-out hosts; what the folder holds already is not played again.
+    """Plays the policy on held-out hosts, except the episodes that the folder already holds.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another task, action space or version.
@@ -91,7 +91,7 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
 
 
 def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[CheckpointManifest, TaskSpec]:
-    """Returns what a checkpoint says of itself, and its task; imports the plugins that it needs.
+    """Returns the manifest and the task of a checkpoint; imports the plugins that it needs.
 
     Raises:
         CheckpointError: it is damaged, or of another task or version.
@@ -128,14 +128,14 @@ def policy_name(manifest: CheckpointManifest, greedy: bool) -> str:
 
 
 def common_task(manifest: CheckpointManifest) -> dict[str, Any]:
-    """Returns what the episodes of comparable policies have in common: of the reward only what the score counts."""
+    """Returns the task settings that comparable policies must share: of the reward only the rent."""
     return {key: value for key, value in manifest.task.items() if key != "reward"} | {
         "rent": manifest.task["reward"]["rent"]
     }
 
 
 def store_settings(manifest: CheckpointManifest, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
-    """Returns what all episodes of a store follow from, besides weights and seeds."""
+    """Returns the settings that determine the episodes of a store, besides weights and seeds."""
     data = prepare_data(plan.task, data_dir).folder
     return {
         "task": common_task(manifest),
