@@ -1,4 +1,4 @@
-"""Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+"""The base of the learners: samples exactly the requested episodes, none dropped or counted twice."""
 
 import tempfile
 from abc import abstractmethod
@@ -140,7 +140,7 @@ class EpisodeAlgorithm(Algorithm):
     # --- playing -------------------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
-        """Has the iteration's episodes played and updates the policy."""
+        """Collects the iteration's episodes from the actors and updates the policy."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._collect()
             metrics = [episode.metrics for episode in played if episode.metrics is not None]
@@ -187,7 +187,7 @@ class EpisodeAlgorithm(Algorithm):
     def _play(
         self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Sequence[Ticket]], Any]
     ) -> Iterator[PlayedEpisode]:
-        """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
+        """Yields the episodes as they end. Unfinished ones are abandoned when the caller is interrupted."""
         if self.dispatcher is None:
             for begin in range(0, len(tickets), self.hosts_per_runner):
                 with allowed_interrupts():
@@ -208,7 +208,7 @@ class EpisodeAlgorithm(Algorithm):
             self.dispatcher.abandon(queue)
 
     def _start_training(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
-        """Has an actor play tickets with the present weights."""
+        """Starts tickets on an actor with the present weights."""
         return call(actor, "play", tickets, self.keep_from, self._weights)
 
     def _publish_weights(self) -> None:
@@ -223,7 +223,7 @@ class EpisodeAlgorithm(Algorithm):
     # --- learning ------------------------------------------------------------------------------------------------
 
     def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
-        """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
+        """Updates the policy. The order of the minibatches depends on seed and iteration only."""
         seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
         config = self.config
         watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)

@@ -1,4 +1,4 @@
-"""What a learner needs to go on as if nothing had been: on disk as plain numbers, never as a pickle."""
+"""The learner's state for exact resumption, on disk as plain numbers, never as a pickle."""
 
 import json
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
 
 
 def read_learner_state(folder: Path) -> LearnerState:
-    """Returns what `write_learner_state` wrote.
+    """Reads the state that `write_learner_state` wrote.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -123,7 +123,7 @@ def _settings(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as it is after a way through JSON."""
+    """Returns a value as it is after a round trip through JSON."""
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value

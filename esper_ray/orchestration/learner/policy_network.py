@@ -1,4 +1,4 @@
-"""What a policy network looks like, and its weights on disk."""
+"""The structure of a policy network, and its weights on disk."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,7 +46,7 @@ class NetworkSpec(BaseModel):
 
     @classmethod
     def of(cls, module: RLModule, steps: int) -> "NetworkSpec":
-        """Returns what a network looks like."""
+        """Returns the specification of a network."""
         config = module.model_config
         values = config if isinstance(config, dict) else asdict(config)
         return cls(
@@ -151,7 +151,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def initial_state(module: RLModule, episodes: int) -> Any:
-    """Returns what a recurrent network starts `episodes` episodes with: nested, each tensor (episodes, width)."""
+    """Returns the initial state of a recurrent network for `episodes` episodes, each tensor (episodes, width)."""
     device = next(iter(module.parameters())).device
 
     def repeated(value: Any) -> Any:
