@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and whether it can be trusted with the present task, actions and version."""
+"""The manifest of a checkpoint, and its validation against the present task, actions and version."""
 
 import hashlib
 import itertools
@@ -21,7 +21,7 @@ _OWN_DIGEST = "sha256"
 
 
 class CheckpointManifest(BaseModel):
-    """What a checkpoint was trained on, and how far.
+    """The manifest of a checkpoint: what it was trained on, and for how long.
 
     Attributes:
         versions: of this package and of Ray, which wrote it.
@@ -83,7 +83,7 @@ class CheckpointManifest(BaseModel):
         return list(dict.fromkeys(ticket.episode_seed for ticket in tickets))
 
     def search_seeds(self, count: int) -> list[int]:
-        """Returns `count` host seeds to search a control on: those of the training, and what it would have used next.
+        """Returns `count` host seeds to search a control on: those of the training and its continuation.
 
         They are no fewer for a policy that trained on few hosts, so the control is as strong.
         """
@@ -116,7 +116,7 @@ def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """Returns what a checkpoint says of itself, after checking that every file is as it was written.
+    """Returns the manifest of a checkpoint, after verifying the checksum of every file.
 
     Raises:
         CheckpointError: it is no checkpoint, was written by another version, or is damaged.

@@ -38,7 +38,7 @@ class KeptHosts:
         return min(self._accuracies.values(), default=inf)
 
     def resume_from(self, accuracies: Sequence[float]) -> None:
-        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
+        """Loads the hosts in the folder that belong to these kept validation accuracies, and deletes the others."""
         for partial in self._folder.glob(f"*{_PARTIAL}"):
             partial.unlink()
         found = kept_episodes(self._folder)

@@ -37,7 +37,7 @@ _WITH_RESUME = {"resume", "address", "logger"}
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run is taken up.
+    """The point at which a run is resumed.
 
     Attributes:
         config: of the run, with the folder that it is in and the number of actors that it has.
@@ -58,7 +58,7 @@ class Resumption:
 
 
 def find_resumption(asked: TrainConfig) -> Resumption:
-    """Finds out how to go on with the run that `asked.resume` names, without changing anything.
+    """Finds the point at which the run `asked.resume` can be resumed, without changing anything.
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.
@@ -131,7 +131,7 @@ def _last_valid_checkpoint(run: Path) -> Path | None:
 
 
 def _require_whole(run: Path, checkpoint: Path) -> None:
-    """Checks that a run can go on from one of its checkpoints.
+    """Checks that a run can be resumed from one of its checkpoints.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -154,7 +154,7 @@ def _require_whole(run: Path, checkpoint: Path) -> None:
 
 
 def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
-    """Returns what config.json holds: where and when a run began, and where and when it went on."""
+    """Returns the content of config.json, with the provenance of the start and of each resumption."""
     values = plan.as_dict()
     if resumption is None:
         return values
@@ -185,7 +185,7 @@ def resume_run(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumptio
 
 
 def read_start(config: TrainConfig) -> CheckpointManifest | None:
-    """Returns what the checkpoint says of itself that a new run is to begin with; None if it begins with none.
+    """Returns the manifest of the checkpoint that a new run starts from; None without one.
 
     Raises:
         CheckpointError: it is damaged, or another version's.
