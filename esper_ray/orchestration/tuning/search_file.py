@@ -1,4 +1,4 @@
-"""What a search can be told: the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
+"""The settings of a search, the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -128,7 +128,7 @@ class NoScheduler(_Strict):
 
 
 class ASHA(_Strict):
-    """Asynchronous successive halving: of the trials that reach a rung, only the best go on."""
+    """Asynchronous successive halving: only the best of the trials that reach a rung continue."""
 
     kind: Literal["asha"]
     grace_iterations: int = Field(2, ge=1)
@@ -153,7 +153,7 @@ Scheduler = Annotated[NoScheduler | ASHA | PBT, Field(discriminator="kind")]
 
 
 class SearchFile(_Strict):
-    """A search: what all trials share, what differs, and how trials are chosen, ended and ranked."""
+    """A search: common settings, the search space, and how trials are chosen, stopped and ranked."""
 
     train: TrainConfig = TrainConfig()
     """What all trials share: settings of `esper-ray train`."""
@@ -236,7 +236,7 @@ class SearchFile(_Strict):
 
     @property
     def settings_count(self) -> int:
-        """How many settings are tried."""
+        """Number of settings that are tried."""
         count = self.samples
         for values in self.space.values():
             count *= len(values.grid) if isinstance(values, Grid) else 1
@@ -244,11 +244,11 @@ class SearchFile(_Strict):
 
     @property
     def trial_count(self) -> int:
-        """How many trials there are: settings × seeds."""
+        """Number of trials: settings × seeds."""
         return self.settings_count * len(self.seeds)
 
     def trial_config(self, setting: Mapping[str, Any], seed: int) -> TrainConfig:
-        """Returns what `train` would be told for a setting, dotted key → value, and a seed.
+        """Returns the `train` configuration of a setting, dotted key → value, and a seed.
 
         Raises:
             ConfigurationError: a value is not valid.
@@ -329,7 +329,7 @@ def _require_searchable(where: str, space: Any) -> None:
 
 
 def _require_values(where: str, key: str, given: Any) -> None:
-    """Refuses what is not one of the ways of giving values, naming the nearest."""
+    """Refuses an unknown kind of search values, naming the nearest."""
     ways: dict[str, type[BaseModel]] = {
         name: kind for kind in (Grid, Choice, Uniform, LogUniform, RandInt) for name in kind.model_fields
     }
