@@ -1,4 +1,4 @@
-"""What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
+"""Settings of every command. Imports neither torch nor Ray, so that `--help` answers at once."""
 
 import itertools
 from pathlib import Path
@@ -47,7 +47,7 @@ class LearnerSettings(BaseModel):
 
 
 class TaskChoice(BaseModel):
-    """Which task, and what is different about it."""
+    """The task, and the settings of it that differ."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,7 +97,7 @@ class TaskChoice(BaseModel):
 
 
 class RunChoice(TaskChoice):
-    """Where a run plays its episodes, and where it writes."""
+    """Settings that all commands that start actors and write a run folder share."""
 
     runners: int | None = Field(None, ge=0)
     """Actors. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played in this
@@ -192,7 +192,7 @@ class HeuristicConfig(RunChoice):
 
 
 class _HeldOutRun(BaseModel):
-    """Episodes on held-out host seeds, with what a checkpoint was trained on."""
+    """Settings of `evaluate` and `compare`: episodes on held-out host seeds with the task of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
