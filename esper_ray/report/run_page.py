@@ -1,4 +1,4 @@
-"""The page of a run."""
+"""The report page of a run."""
 
 import json
 from datetime import datetime
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def run_page(run: RunData) -> Page:
-    """Returns the page of a run, of as much as there is of it."""
+    """Returns the page of a run, also of an unfinished one."""
     sections: list[Section] = []
     packed = ""
     if run.episodes:
