@@ -35,7 +35,8 @@ def run_in(folder: Path, command: list[str]) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
-    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("getting_started.md", "sh")]
+    commands = blocks("getting_started.md", "sh")
+    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in commands]
     assert len(printed) == 6
     assert "Done after 4 of 4 iterations: 64 episodes" in printed[0]
     assert printed[4].startswith("Episode 64 of runs/first: all 25 epochs as recorded, to the last digit")
