@@ -14,8 +14,7 @@ from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import quiet_logging
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_state import read_learner_state
-from esper_ray.orchestration.learner.policy_network import load_policy
-from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest, require_same_spaces
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest
 from esper_ray.orchestration.run.plan import ORIGIN, RunPlan
 from esper_ray.orchestration.run.run_folder import (
     EPISODES_FILE,
@@ -30,6 +29,7 @@ from esper_ray.orchestration.run.run_folder import (
 )
 from esper_ray.orchestration.run.run_result import RunTally, read_tally
 from esper_ray.plugins import require_outside_folder
+from esper_ray.policies.network import load_policy
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def resume_run(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumptio
             f"the run in {plan.out} trained its hosts on {before}, here it would on {now}; resume it on such a machine"
         )
     manifest = read_manifest(checkpoint)
-    require_same_spaces(manifest, plan.action_names, plan.observation_names)
+    manifest.require_spaces(plan.action_names, plan.observation_names)
     if manifest.task != plan.task.model_dump(mode="json"):
         raise CheckpointError(f"the task of the run in {plan.out} has other settings here and now; begin a new run")
     algorithm.load(checkpoint)
@@ -218,6 +218,6 @@ def warm_start(algorithm: EpisodeAlgorithm, plan: RunPlan, manifest: CheckpointM
     Raises:
         CheckpointError: its actions, observation or network are others.
     """
-    require_same_spaces(manifest, plan.action_names, plan.observation_names)
+    manifest.require_spaces(plan.action_names, plan.observation_names)
     assert isinstance(plan.config, TrainConfig) and plan.config.from_checkpoint is not None
     algorithm.warm_start(plan.config.from_checkpoint)
