@@ -172,22 +172,6 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
             shutil.rmtree(session, ignore_errors=True)
 
 
-<<<<<<< HEAD
-@contextmanager
-def _temporary_files_in(session: Path) -> Iterator[None]:
-    """Puts Ray Tune's lock files into the session's folder, so that they are removed with it."""
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(session)
-    try:
-        yield
-    finally:
-        del os.environ["RAY_TMPDIR"]
-        if before is not None:
-            os.environ["RAY_TMPDIR"] = before
-
-
-=======
->>>>>>> main
 def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: Sequence[str]) -> None:
     try:
         with _without_stderr():

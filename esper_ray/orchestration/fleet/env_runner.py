@@ -86,10 +86,6 @@ class PlayedEpisode:
     process: str | None = None
 
 
-<<<<<<< HEAD
-class SeededActions(ConnectorV2):
-    """Samples the action of each environment with the seed in its last `info`, independent of the others."""
-=======
 _STILL_WAITING = "still_waiting"
 
 
@@ -99,7 +95,6 @@ class ChosenActions(ConnectorV2):
     With exploration it is sampled with the seed that the last `info` holds, without it by `median_action`, whose
     `still_waiting` is kept in the episode.
     """
->>>>>>> main
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, explore: bool | None = None, **kwargs: Any

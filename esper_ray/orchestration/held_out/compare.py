@@ -67,14 +67,9 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
 def _play_learned(
     table: "_Table", manifests: dict[str, CheckpointManifest], with_static: bool
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
-<<<<<<< HEAD
-    """Plays every checkpoint, sampled and greedy, and the static hosts with the blueprints that each kept."""
-    learned, static = {}, {}
-=======
     """Plays every checkpoint, sampled and deterministic, and what each of them kept as static hosts."""
     learned: dict[tuple[str, str], Played] = {}
     static: dict[tuple[str, str], Played] = {}
->>>>>>> main
     for name, checkpoint in manifests.items():
         for way in WAYS:
             policy = LearnedPolicy.from_checkpoint(name, way)

@@ -14,13 +14,8 @@ from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number,
 from esper_ray.policies.manifest import PolicyManifest, read_manifest_as
 
 
-<<<<<<< HEAD
-class CheckpointManifest(BaseModel):
-    """The manifest of a checkpoint: what it was trained on, and for how long.
-=======
 class CheckpointManifest(PolicyManifest):
-    """What a checkpoint was trained on, and how far.
->>>>>>> main
+    """The manifest of a checkpoint: what it was trained on, and for how long.
 
     Attributes:
         seed, runners, episodes_per_iteration, host_pool, consumed: what the training seeds follow from; `consumed` as

@@ -40,13 +40,8 @@ class KeptHosts:
         return min(self._accuracies.values(), default=inf)
 
     def resume_from(self, accuracies: Sequence[float]) -> None:
-<<<<<<< HEAD
         """Loads the hosts in the folder that belong to these kept validation accuracies, and deletes the others."""
-        for partial in self._folder.glob(f"*{_PARTIAL}"):
-=======
-        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
         for partial in self._folder.glob(f"{_PREFIX}*{_PARTIAL}"):
->>>>>>> main
             partial.unlink()
         found = kept_episodes(self._folder)
         known = {number: accuracies[number - 1] for number in found if number <= len(accuracies)}

@@ -273,15 +273,9 @@ class RunFolder:
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def _keep(self, iterations: int, policies: bool) -> None:
-<<<<<<< HEAD
         """Deletes the rows and checkpoints after an iteration, and temporary files."""
-        for partial in self.path.glob(f"*{_PARTIAL}"):
-            partial.unlink()
-=======
-        """Drops what lies behind an iteration, and what was being written."""
         for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
             (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
->>>>>>> main
         (self.path / _SUMMARY).unlink(missing_ok=True)
         for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name
