@@ -5,7 +5,7 @@ exits with 2; a program can catch `EsperError`.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -89,3 +89,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     nearest = get_close_matches(name, names, n=1, cutoff=0.5)
     remedy = f"did you mean '{nearest[0]}'?" if nearest else f"expected one of {', '.join(names)}"
     return f"unknown {kind} '{name}': {remedy}"
+
+
+def differing_names(then: Sequence[str], now: Sequence[str]) -> str:
+    """Returns how two lists of names differ.
+
+    >>> differing_names(["WAIT", "CULL"], ["WAIT", "FOSSILIZE"])
+    'it has CULL; here there is FOSSILIZE'
+    """
+    gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
+    parts = [f"it has {', '.join(gone)}"] * bool(gone) + [f"here there is {', '.join(new)}"] * bool(new)
+    return "; ".join(parts) or "they have another order"

@@ -1,4 +1,4 @@
-"""Many episodes at once: Ray actors that own hosts, a central learner, run folders. The only layer that imports ray.
+"""Parallel episodes: Ray actors that own hosts, a central learner, run folders. The only layer that imports ray.
 
 Nothing of it is imported here, so that the command line can read `orchestration.config` without loading torch and Ray.
 """

@@ -1,4 +1,4 @@
-"""From a run folder or a search folder to what a report needs of it; both may still be written to."""
+"""Reads a run folder or a search folder for a report, also while it is being written."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass
 class RunData:
-    """What a run folder holds.
+    """The content of a run folder.
 
     Attributes:
         iterations: rows of metrics.jsonl, in order.
@@ -69,7 +69,7 @@ class RunData:
 
     @property
     def idle_gap_seconds(self) -> float:
-        """How long nothing may be written before the run seems to stand still."""
+        """Seconds without a write after which the run is shown as standing still."""
         ends = [row["seconds"] for row in self.iterations if isinstance(row.get("seconds"), float | int)]
         steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
         return max(_FEWEST_SECONDS_OF_STANDSTILL, _ITERATIONS_OF_STANDSTILL * (median(steps) if steps else 60.0))
@@ -85,7 +85,7 @@ class RunData:
 
 @dataclass
 class SearchData:
-    """What a search folder holds.
+    """The content of a search folder.
 
     Attributes:
         experiment: what was searched.
@@ -109,7 +109,7 @@ class SearchData:
 
     @property
     def metric(self) -> str:
-        """What settings are ranked by."""
+        """The metric that settings are ranked by."""
         return str((self.ranking or self.search).get("metric", "score"))
 
     @property
@@ -119,7 +119,7 @@ class SearchData:
 
     @property
     def idle_gap_seconds(self) -> float:
-        """How long nothing may be written before the search seems to stand still."""
+        """Seconds without a write after which the search is shown as standing still."""
         return max((run.idle_gap_seconds for run in self.trials.values()), default=_FEWEST_SECONDS_OF_STANDSTILL)
 
     @property
@@ -192,7 +192,7 @@ def load_search(folder: Path) -> SearchData:
 
 
 def version_of(folder: Path) -> tuple[str, float]:
-    """Returns a text that changes whenever a file does that the report is made of, and seconds since one did."""
+    """Returns a text that changes with the report's files, and the seconds since the last change."""
     folders = [folder, *trial_folders(folder)] if is_search(folder) else [folder]
     names = [path / name for path in folders for name in _WATCHED]
     names += [folder / name for name in ("experiment.json", RANKING, BEST)]

@@ -1,4 +1,4 @@
-"""From a folder to the report of what it holds."""
+"""Writes the report of a run folder or a search folder."""
 
 import os
 import uuid
@@ -38,7 +38,7 @@ def render(folder: Path, live: bool = False) -> str:
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Writes the report under another name, renames it, and returns where it lies.
+    """Writes the report atomically and returns its path.
 
     Args:
         out: unset: report.html in the folder.

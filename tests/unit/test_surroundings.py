@@ -21,10 +21,10 @@ from esper_ray.errors import CheckpointError, ConfigurationError, DatasetError, 
 from esper_ray.orchestration.fleet import cluster, local_session, session_guard
 from esper_ray.orchestration.fleet.local_session import LONGEST_TMPDIR, make_session_folder, session_environment
 from esper_ray.orchestration.run import plan
-from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.kept_hosts import load_kept_host
 from esper_ray.orchestration.run.run_folder import RunFolder, read_config
 from esper_ray.orchestration.tuning.search_folder import read_experiment
+from esper_ray.policies.manifest import read_manifest
 from esper_ray.process import process_memory
 from esper_ray.report.reading import require_readable
 

@@ -1,4 +1,4 @@
-"""Starting a local Ray for the length of a run, and leaving nothing of it behind."""
+"""Starts a local Ray for the duration of a run and removes all of it afterwards, or joins a cluster."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ _QUIET = {
 
 @contextmanager
 def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
-    """Joins the Ray cluster at `address` for the length of a run, or starts a local Ray if there is none given.
+    """Joins the Ray cluster at `address` for the duration of a run, or starts a local Ray if no address is given.
 
     A cluster gets this package's source and the plugins'; what they import must be installed there.
 
@@ -119,7 +119,7 @@ def _refused(address: str) -> ConfigurationError:
 
 
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other side greets as RFC 9113, section 3.4, has it, as every gRPC server does and so Ray's."""
+    """Returns whether the server sends HTTP/2 SETTINGS first (RFC 9113, section 3.4), as every gRPC server does."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True  # the greeting is encrypted
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS_FRAME)
@@ -234,7 +234,7 @@ def _machines() -> list[str]:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drops what Ray's C++ part writes to the process's standard error; its failures raise all the same."""
+    """Discards the output of Ray's C++ part to standard error; its failures still raise."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,4 +1,4 @@
-"""Who plays what: hands tickets to actors, notices the actors that die, hang or fail, and has every ticket played."""
+"""Assigns tickets to actors, detects actors that die, hang or fail, and makes sure that every ticket is played."""
 
 import logging
 import time
@@ -33,7 +33,7 @@ Start = Callable[[ActorHandle, Sequence[Ticket]], ray.ObjectRef]
 
 
 class TicketQueue(ABC):
-    """Tickets of one kind, and what came of them.
+    """A queue of tickets and of the episodes that were played for them.
 
     Attributes:
         start: has an actor play tickets at the same time.
@@ -161,7 +161,7 @@ class _AbsentActor:
 
 
 class Dispatcher:
-    """Has tickets played, by each actor as many at a time as it has hosts.
+    """Assigns tickets to idle actors, as many at a time as an actor has hosts, and replaces lost actors.
 
     An actor that dies, that raises, or that finishes no epoch for longer than the timeout is replaced, and its tickets
     are played again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost
@@ -210,7 +210,7 @@ class Dispatcher:
         return queue.finished.popleft()
 
     def abandon(self, queue: TicketQueue) -> None:
-        """Forgets what is being played of a queue. The actors play it to its end all the same."""
+        """Ignores the results of a queue's running episodes. The actors still play them to the end."""
         for reference, play in list(self._playing.items()):
             if play.queue is queue:
                 self._abandoned[play.runner] = reference
@@ -226,7 +226,7 @@ class Dispatcher:
                 self._playing[queue.start(actor, tickets)] = _Play(tickets, runner, queue, deadline)
 
     def _take(self, queue: TicketQueue, runner: int) -> tuple[Ticket, ...]:
-        """Returns what an idle actor plays next. What an actor was lost over is played by itself."""
+        """Returns the next tickets of an idle actor. A ticket whose actor was lost is played alone."""
         taken: list[Ticket] = []
         while len(taken) < self._hosts_per_runner and (ticket := queue.take(runner, self._away)) is not None:
             if taken and self._losses_of[ticket]:
@@ -238,7 +238,7 @@ class Dispatcher:
         return tuple(taken)
 
     def _is_behind(self, runner: int) -> bool:
-        """Whether an actor is still at an episode that was abandoned."""
+        """Returns whether an actor is still playing an abandoned episode."""
         reference = self._abandoned.get(runner)
         if reference is not None and ray.wait([reference], timeout=0)[0]:
             del self._abandoned[runner]

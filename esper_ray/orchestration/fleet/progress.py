@@ -1,4 +1,4 @@
-"""Where actors say how their hosts are doing: to be watched, and to tell a slow actor from one that hangs."""
+"""A board to which actors report the progress of their hosts, for displays and to tell slow actors from hung ones."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ _READ_TIMEOUT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class HostProgress:
-    """How a host of an actor is doing; which of them, `host` says, from 0. Accuracy in percent."""
+    """Progress of one host of an actor; `host` is its number, from 0. Accuracy in percent."""
 
     runner: int
     host: int

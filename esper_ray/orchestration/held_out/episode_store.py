@@ -24,7 +24,7 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. Accuracies in percent, scores in points; those of the test split None if unmeasured.
+    """The result of an episode. Accuracies in percent, scores in points; None for the test split if unmeasured.
 
     Attributes:
         added_parameters: of the fossilized seed, else 0.
@@ -174,7 +174,7 @@ def play_missing(
     measure_test: bool = True,
     on_episode: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Outcome]:
-    """Plays what the store lacks of a policy on these host seeds, over all actors; returns all outcomes, by seed.
+    """Plays the episodes of a policy that the store lacks, on all actors; returns all outcomes in order of the seeds.
 
     Args:
         name: under which the policy's episodes are stored.

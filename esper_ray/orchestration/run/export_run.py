@@ -1,4 +1,4 @@
-"""From an episode of a run to files that torch alone can load: kept, or grown again from its record."""
+"""Exports an episode's host, from kept weights or by replaying its record, to files that torch alone loads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from esper_ray.tasks import create_model, prepare_data
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         episode: number in the run.
@@ -106,7 +106,7 @@ def _best(run: RecordedRun, kept: list[int]) -> int:
 
 
 def _regrow(run: RecordedRun, number: int) -> dict[str, Tensor]:
-    """Plays a recorded episode again, if every epoch comes out as recorded; returns the weights of what it keeps."""
+    """Replays a recorded episode, requires every epoch to be as recorded, and returns the kept weights."""
 
     def refuse(difference: Difference) -> None:
         where = f" of epoch {difference.epoch}" if difference.epoch is not None else ""

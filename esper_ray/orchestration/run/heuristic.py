@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class HeuristicResult:
-    """What the episodes came to.
+    """The result of a heuristic run.
 
     Attributes:
         records: of the episodes that were played to their end, by runner and number.
@@ -46,7 +46,7 @@ class HeuristicResult:
 
 
 def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicResult:
-    """Plays the episodes and writes them down. Ctrl-C ends early; what was played to its end is written.
+    """Plays the episodes and records them. Ctrl-C ends the run early; finished episodes are recorded.
 
     Raises:
         EsperError: as `started_run`; before any actor starts, and nothing is written.
@@ -80,7 +80,7 @@ def _play(
     observer: RunObserver,
     finished: dict[int, EpisodeRecord],
 ) -> None:
-    """Plays the episodes; writes each down as it ends and enters it in `finished` under its number in the run."""
+    """Plays the episodes, records each as it ends, and enters it in `finished` under its number in the run."""
     tickets = assign(plan.episodes, plan.placement.players, 0, config.seed)
     numbers = {ticket: number for number, ticket in enumerate(tickets, start=1)}
     kept = KeptHosts(folder.hosts, config.keep_hosts)

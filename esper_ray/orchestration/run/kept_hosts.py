@@ -39,7 +39,7 @@ class KeptHosts:
         return min(self._accuracies.values(), default=inf)
 
     def resume_from(self, accuracies: Sequence[float]) -> None:
-        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
+        """Loads the hosts in the folder that belong to these kept validation accuracies, and deletes the others."""
         for partial in self._folder.glob(f"{_PREFIX}*{_PARTIAL}"):
             partial.unlink()
         found = kept_episodes(self._folder)
@@ -75,7 +75,7 @@ class KeptHosts:
         partial = final.with_suffix(_PARTIAL)
         try:
             self._folder.mkdir(exist_ok=True)
-            partial.write_bytes(save(weights))
+            partial.write_bytes(save(weights))  # `save_file` would let nobody else read it
             partial.rename(final)
         except OSError as error:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""From what was asked for to a run with nothing left open: every check that needs no actor is made here."""
+"""Resolves a configuration into a run plan and makes every check that needs no actor."""
 
 import importlib.metadata
 import platform
@@ -82,7 +82,7 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the whole run, by the preflight; what the learner takes between iterations is not in it."""
+        """Estimated wall time of the whole run, seconds, without the learner's updates."""
         each = self.preflight.seconds_for
         return each(self.wait_only_episodes) + self.iterations * each(self.episodes) + each(self.evaluation_episodes)
 
@@ -93,7 +93,7 @@ class RunPlan:
         return ObservationTable(blueprints, self.task.variety.enabled).names
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what config.json holds."""
+        """Returns the content of config.json."""
         return {
             "command": {"name": self.config.command, **with_absolute_paths(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
@@ -127,7 +127,7 @@ class RunObserver(Protocol):
 def started_run(
     config: TrainConfig | HeuristicConfig, resumed: bool = False
 ) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
-    """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+    """Checks the configuration, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
 
     The folder of a new run is claimed before anything slow, and is removed again if nothing was written to it.
 
@@ -199,7 +199,7 @@ def built_actors(
 
 
 def _require_playable_there(plugins: tuple[str, ...], task: TaskSpec, data_dir: Path | None) -> None:
-    """As `require_playable`, on another machine."""
+    """Runs `require_playable` on another machine of the cluster."""
     load_plugins(plugins)
     require_playable(task, data_dir)
 
@@ -266,7 +266,7 @@ def with_absolute_paths(config: _Config) -> _Config:
 
 
 def origin() -> dict[str, Any]:
-    """Returns what a file of results says of where and when it was made: versions, git commit, CPU, time."""
+    """Returns the provenance of a result: versions, git commit, CPU, time."""
     return {
         "esper_ray": __version__,
         "git_commit": _git_commit(),

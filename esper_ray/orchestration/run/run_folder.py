@@ -1,4 +1,4 @@
-"""What a run leaves on disk: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
+"""The files of a run: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
 
 import json
 import logging
@@ -92,7 +92,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns what config.json of a run holds.
+    """Returns the content of a run's config.json.
 
     Raises:
         RunFolderError: there is no run at `path`, or the file is damaged.
@@ -175,14 +175,14 @@ def iteration_of(checkpoint: Path) -> int:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint under another name, so that whoever ends this process never leaves half of it."""
+    """Renames a checkpoint before deleting it, so that a killed process never leaves half of it."""
     gone = checkpoint.with_name(_REMOVING + checkpoint.name)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
 
 
 def _flush(folder: Path) -> None:
-    """Has everything in a folder on the disk, so that a rename after it never comes before its content."""
+    """Flushes a folder's files to disk, so that a later rename never precedes its content."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -273,7 +273,7 @@ class RunFolder:
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def _keep(self, iterations: int, policies: bool) -> None:
-        """Drops what lies behind an iteration, and what was being written."""
+        """Deletes the rows and checkpoints after an iteration, and temporary files."""
         for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
             (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
         (self.path / _SUMMARY).unlink(missing_ok=True)
@@ -293,7 +293,7 @@ class RunFolder:
 
     @property
     def hosts(self) -> Path:
-        """Where the weights of the best grown hosts lie."""
+        """Folder of the best hosts' weights."""
         return self.path / HOSTS
 
     def add_episode(self, number: int, iteration: int, episode: FinishedEpisode) -> None:

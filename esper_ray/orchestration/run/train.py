@@ -1,4 +1,4 @@
-"""The main job, from its start to its end."""
+"""Training runs, from start to end."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from esper_ray.orchestration.run.training_run import TrainingRun
 
 
 def train(config: TrainConfig, observer: RunObserver) -> RunResult:
-    """Runs the main job, or goes on with one, and returns what it came to. Ctrl-C ends it early, with a checkpoint.
+    """Starts or resumes a training run and returns its result. Ctrl-C ends it early, with a checkpoint.
 
     Raises:
         EsperError: as `started_training`.
@@ -41,7 +41,7 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
 
 @contextmanager
 def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tuple[TrainingRun, BoardReader]]:
-    """Starts a training run, or takes one up, with its actors and its folder, and ends both afterwards.
+    """Starts or resumes a training run with its actors and its folder, and closes both afterwards.
 
     Raises:
         EsperError: as `started_run` and `locked_resumption`; before any actor starts, and nothing is written.

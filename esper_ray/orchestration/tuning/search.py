@@ -70,7 +70,7 @@ class SearchPlan:
 
 @dataclass
 class SearchResult:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
         ranking: best first.
@@ -98,7 +98,7 @@ class SearchObserver(Protocol):
         """The first trials are about to start."""
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """How all trials are doing now; comes twice a second at most."""
+        """Called with the progress of all trials, at most twice a second."""
 
 
 def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
@@ -221,7 +221,7 @@ def _dirname(trial: TuneTrial) -> str:
 
 
 class TrialWatch(tune.Callback):
-    """Tells whoever watches how all trials are doing. Holds nothing, because Ray Tune pickles it with the search."""
+    """A Ray Tune callback that reports the progress of all trials. Stateless, because Ray Tune pickles it."""
 
     watcher: ClassVar[Callable[[list[TuneTrial]], None] | None] = None
 

@@ -1,4 +1,4 @@
-"""What a search leaves on disk beside its trials: what was searched, the ranking, the best configuration."""
+"""The files of a search beside its trials: the search file, the ranking, the best configuration."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def trial_folders(folder: Path) -> list[Path]:
 
 
 def read_experiment(folder: Path) -> dict[str, Any]:
-    """Returns what experiment.json of a search holds.
+    """Returns the content of a search's experiment.json.
 
     Raises:
         RunFolderError: there is no search in the folder, or the file is damaged.
@@ -82,13 +82,13 @@ def remove_search(folder: Path) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Removes what a search leaves at its end, because it goes on or begins anew."""
+    """Deletes the result files of a search that is resumed or started anew."""
     for name in (RANKING, BEST, *_PICTURES):
         (folder / name).unlink(missing_ok=True)
 
 
 def require_same_search(config: TuneConfig, search: SearchFile, folder: Path) -> dict[str, Any]:
-    """Returns experiment.json of the search to go on with, after checking that the file still says the same.
+    """Returns experiment.json of the search to resume, after checking that the search file is unchanged.
 
     Raises:
         RunFolderError: there is no search in the folder.
