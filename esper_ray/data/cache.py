@@ -61,9 +61,15 @@ class PreparedData:
 
 
 def cache_folder() -> Path:
-    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder."""
+    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder.
+
+    An empty or relative `$XDG_CACHE_HOME` counts for nothing, as the XDG Base Directory Specification has it.
+    """
     given = os.environ.get("ESPER_RAY_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esper_ray"
+    if given:
+        return Path(given)
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (user if user.is_absolute() else Path.home() / ".cache") / "esper_ray"
 
 
 def prepare(
