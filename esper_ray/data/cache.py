@@ -63,15 +63,16 @@ class PreparedData:
 def cache_folder() -> Path:
     """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder.
 
+    An empty or relative `$XDG_CACHE_HOME` counts for nothing, as the XDG Base Directory Specification has it.
+
     Raises:
         DatasetError: the user has no home folder to look for one.
     """
     if given := os.environ.get("ESPER_RAY_CACHE"):
         return Path(given)
-    if of_user := os.environ.get("XDG_CACHE_HOME"):
-        return Path(of_user) / "esper_ray"
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
-        return Path.home() / ".cache" / "esper_ray"
+        return (user if user.is_absolute() else Path.home() / ".cache") / "esper_ray"
     except RuntimeError:
         raise DatasetError("this user has no home folder: set HOME, or ESPER_RAY_CACHE, to one") from None
 

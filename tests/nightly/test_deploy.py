@@ -334,5 +334,7 @@ def test_machines_and_images_get_what_an_installation_needs() -> None:
     mounted = {path for path in cluster_file()["file_mounts"].values() if not path.startswith("~")}
     instructions = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     copied = {path for paths in instructions for path in paths.split()}
-    assert mounted == copied == {"esper_ray", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert (
+        mounted == copied == {"esper_ray", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "tune_configs"}
+    )
     assert all((ROOT / path).exists() for path in mounted)
