@@ -154,8 +154,8 @@ class TrainConfig(RunChoice):
     """Host epochs after which an actor writes its episode down, so that one that replaces it goes on from there. 0: it
     begins the episode again."""
     episode_timeout: float | None = Field(None, gt=0)
-    """Seconds after which an actor that has not finished its episode, or all that it plays at a time, is replaced.
-    Unset: ten times what that takes, as measured at the start, and at least a minute."""
+    """Seconds without a finished host epoch after which an actor is replaced. Unset: ten times what an episode takes,
+    as measured at the start, and at least a minute."""
     resume: Path | None = None
     """Run folder of a run that ended before its time: go on with it, with the settings that it has."""
     from_checkpoint: Path | None = None
