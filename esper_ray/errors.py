@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+from pydantic import ValidationError
+
 
 class EsperError(Exception):
     """Base class of every error that esper_ray raises on purpose."""
@@ -62,3 +64,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     nearest = get_close_matches(name, names, n=1, cutoff=0.5)
     remedy = f"did you mean '{nearest[0]}'?" if nearest else f"expected one of {', '.join(names)}"
     return f"unknown {kind} '{name}': {remedy}"
+
+
+def setting_error(error: ValidationError) -> str:
+    """Returns the first thing that is wrong with some settings: which one, its value, and what was expected."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # one of ours, which says everything
+        return str(first["ctx"]["error"])
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"setting {where} of {error.title} is missing"
+    return f"setting {where}={first['input']!r} of {error.title}: {first['msg']}"

@@ -23,6 +23,7 @@ from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
 from esper_ray.errors import DatasetError, EsperError
 from esper_ray.file_locks import locked
+from esper_ray.user_code import user_code
 
 _FACTS = "facts.json"
 _FORMAT = 3
@@ -141,13 +142,15 @@ def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Pa
 
 
 def _code_of(source: DataSource) -> str:
-    """Returns a digest of the file that holds the reader; of the reader's own code where that is no file."""
+    """Returns a digest of the file that holds the reader, of the reader's own code where that is no file, and of what
+    they import.
+    """
     try:
         content = Path(inspect.getfile(source.read)).read_bytes()
     except (OSError, TypeError):
         code = getattr(source.read, "__code__", None)
         content = marshal.dumps(code) if code else repr(type(source.read)).encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content + user_code(source.read).digest.encode()).hexdigest()
 
 
 def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.plugins import is_redefinition
+from esper_ray.user_code import remember_code
 
 Split = tuple[NDArray[Any], NDArray[Any]]
 """Inputs (N, …) uint8 or float32 (images: (N, channels, height, width)) and labels (N,) of whole numbers from 0."""
@@ -90,6 +91,7 @@ def data_source(
         if name in _SOURCES and not is_redefinition(_SOURCES[name].read, read):
             raise ConfigurationError(f"data source '{name}' is already registered")
         _SOURCES[name] = DataSource(name, description, version, find or no_folder(name), read, kind, hub)
+        remember_code(read)
         return read
 
     return register
