@@ -14,7 +14,9 @@ from esper_ray.plugins import is_redefinition
 from esper_ray.user_code import remember_code
 
 Split = tuple[NDArray[Any], NDArray[Any]]
-"""Inputs (N, …) uint8 or float32 (images: (N, channels, height, width)) and labels (N,) of whole numbers from 0."""
+"""Inputs (N, …) and labels (N,) of whole numbers from 0. Images are (N, channels, height, width). Bytes (uint8) and
+floating-point inputs are standardised unless the task says otherwise; other integers, such as token ids or categories,
+reach the host as they are, int64."""
 
 Splits = dict[str, Split]
 """Split name ("train", "validation", "test") → its samples, already shuffled."""

@@ -210,8 +210,8 @@ def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
         DatasetError: the data set is missing or damaged.
     """
     task.require_reachable_probation()
-    require_sound(task)
-    load_task_data(task, "cpu", data_dir)
+    data = load_task_data(task, "cpu", data_dir)
+    require_sound(task, next(iter(data.validation))[0])
 
 
 def episodes_of(config: RunConfig, task: TaskSpec) -> int:
