@@ -1,4 +1,4 @@
-"""A board to which actors report the progress of their hosts: for displays, and to tell a slow actor from a hanging one."""
+"""A board to which actors report the progress of their hosts: for displays, and to tell slow actors from hung ones."""
 
 import threading
 import time
