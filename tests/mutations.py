@@ -142,11 +142,8 @@ def main() -> None:
             test = hunt.noticed_by(mutation)
             tier = test.split("/")[1] if test is not None and "/" in test else "" if test else "none"
             found[tier] += 1
-            seconds = time.monotonic() - started
-            print(
-                f"| {number} | {mutation.breaks} | {tier} | {(test or '').rpartition('/')[2]} | {seconds:.0f} |",
-                flush=True,
-            )
+            cells = number, mutation.breaks, tier, (test or "").rpartition("/")[2], f"{time.monotonic() - started:.0f}"
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     print("\n" + ", ".join(f"{tier or 'no test by name'}: {count}" for tier, count in found.items()))
 
 
