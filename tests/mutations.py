@@ -2,7 +2,7 @@
 
 A fault counts as noticed by a test that fails with it and passes without it. Prints a row of a table as each is done.
 
-    python tests/mutations.py [--tiers unit,integration,nightly] [NUMBER ...]
+    python tests/mutations.py [--tiers unit,integration,nightly] [--quick] [NUMBER ...]
 """
 
 import argparse
@@ -91,18 +91,16 @@ def first_failure(copy: Path, tests: Sequence[str]) -> str | None:
 class Hunt:
     """Looks for the test that notices a fault."""
 
-    def __init__(self, copy: Path, tiers: Sequence[str]) -> None:
+    def __init__(self, copy: Path, tiers: Sequence[str], quick: bool) -> None:
         self._copy = copy
         self._tiers = tiers
+        self._quick = quick
         self._passes: dict[str, bool] = {}
 
     def noticed_by(self, mutation: Mutation) -> str | None:
         """Returns the first test that fails with the fault and passes without it; None if none does."""
-        likely = mutation.tests.partition("/")[0]
-        runs = [f"tests/{tier}" for tier in self._tiers]
-        if likely in self._tiers:
-            runs.insert(0, f"tests/{mutation.tests}")
-        for tests in runs:
+        likely = [f"tests/{mutation.tests}"] if mutation.tests.partition("/")[0] in self._tiers else []
+        for tests in likely if self._quick else [*likely, *(f"tests/{tier}" for tier in self._tiers)]:
             mutation.apply(self._copy)
             try:
                 failed = first_failure(self._copy, [tests])
@@ -126,6 +124,7 @@ def main() -> None:
     """Prints the table, and how many were noticed by which tier."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiers", default="unit,integration", help="folders of tests, in this order")
+    parser.add_argument("--quick", action="store_true", help="only the file of tests that is tried first")
     parser.add_argument("numbers", type=int, nargs="*", help="only these faults")
     asked = parser.parse_args()
     tiers = asked.tiers.split(",")
@@ -134,7 +133,7 @@ def main() -> None:
     found: Counter[str] = Counter()
     print("| no. | what the fault breaks | tier | test | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
     with copied_tree() as copy:
-        hunt = Hunt(copy, tiers)
+        hunt = Hunt(copy, tiers, asked.quick)
         for number, mutation in enumerate(all_mutations(), start=1):
             if asked.numbers and number not in asked.numbers:
                 continue
