@@ -21,7 +21,7 @@ from esper_ray.data.checks import require_sound_samples, require_sound_tokens
 from esper_ray.data.hub import read_hub
 from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
-from esper_ray.errors import DatasetError, EsperError
+from esper_ray.errors import DatasetError, EsperError, no_permission
 from esper_ray.file_locks import locked
 
 _FACTS = "facts.json"
@@ -61,9 +61,19 @@ class PreparedData:
 
 
 def cache_folder() -> Path:
-    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder."""
-    given = os.environ.get("ESPER_RAY_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esper_ray"
+    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder.
+
+    Raises:
+        DatasetError: the user has no home folder to look for one.
+    """
+    if given := os.environ.get("ESPER_RAY_CACHE"):
+        return Path(given)
+    if of_user := os.environ.get("XDG_CACHE_HOME"):
+        return Path(of_user) / "esper_ray"
+    try:
+        return Path.home() / ".cache" / "esper_ray"
+    except RuntimeError:
+        raise DatasetError("this user has no home folder: set HOME, or ESPER_RAY_CACHE, to one") from None
 
 
 def prepare(
@@ -91,6 +101,8 @@ def prepare(
     encoder = make_tokenizer(tokenizer, data_dir, hub) if source.kind == "text" else None
     origin = source.hub.repository if hub and source.hub else ""
     folder = cache_folder() / f"{source.name}-{_fingerprint(source, origin, tokenizer, files, encoder)}"
+    if (refusal := no_permission(folder, within=True)) is not None:
+        raise DatasetError(f"{refusal} in the environment variable ESPER_RAY_CACHE")
     if not folder.is_dir():
         with _only_one_process(folder):
             if not folder.is_dir():
@@ -111,8 +123,8 @@ def _only_one_process(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise DatasetError(
-            f"the data cache {folder.parent} cannot be written: {error.strerror}; "
-            "name another folder in the environment variable ESPER_RAY_CACHE"
+            f"the data cache {folder.parent} cannot be written: {error.strerror}; set HOME, or name another folder in "
+            "the environment variable ESPER_RAY_CACHE"
         ) from error
 
 

@@ -71,7 +71,7 @@ class GPT2Tokenizer:
         try:
             self._tokenizer = HubTokenizer.from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
+            raise DatasetError.altered(path, error) from error
         found, end = self._tokenizer.get_vocab_size(), self._tokenizer.token_to_id(_GPT2_END)
         if found != VOCABULARIES["gpt2"] or end is None:
             raise DatasetError(

@@ -7,9 +7,8 @@ package alone; they lie in the data cache and may be deleted at any time.
 
 import hashlib
 import json
-import os
 import pickle
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -103,13 +102,12 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    partial = path.parent / f".writing-{uuid.uuid4().hex}"  # of the umask's mode, which one of `mkstemp` has not
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(partial).rename(path)
+        partial.write_bytes(content)
+        partial.rename(path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

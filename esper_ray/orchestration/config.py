@@ -2,17 +2,23 @@
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from esper_ray.errors import ConfigurationError, unknown_name
+
+if TYPE_CHECKING:
+    from esper_ray.policies import Acting
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Logger = Literal["wandb", "mlflow"]
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
+WAYS: tuple[Literal["sampled", "median"], ...] = ("sampled", "median")
+"""How a learned policy acts in comparisons and in evaluations during training; see `esper_ray.policies.acting`."""
 
 
 class LearnerSettings(BaseModel):
@@ -137,7 +143,7 @@ class TrainConfig(RunChoice):
     skip_forced_waits: bool = False
     """Leave the epochs in which nothing but WAIT is legal out of what the learner sees."""
     evaluate_every: int = Field(0, ge=0)
-    """Iterations between evaluations on held-out host seeds, sampled and greedy. 0: none."""
+    """Iterations between evaluations on held-out host seeds, sampled and at the median waiting time. 0: none."""
     evaluation_episodes: int = Field(16, ge=1)
     """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
@@ -230,9 +236,22 @@ class EvaluateConfig(_HeldOutRun):
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Checkpoint folder, RUN/checkpoints/iteration_N."""
     greedy: bool = False
-    """Take the likeliest action instead of sampling."""
+    """Act deterministically, at the median of the policy's own waiting time, instead of sampling."""
+    likeliest: bool = False
+    """Take the likeliest action in each epoch, even if the policy then waits for ever."""
     timelines: int = Field(5, ge=0)
     """Episodes whose stages are shown epoch by epoch."""
+
+    @property
+    def acting(self) -> "Acting":
+        """How the policy's probabilities become an action."""
+        return "median" if self.greedy else "likeliest" if self.likeliest else "sampled"
+
+    @model_validator(mode="after")
+    def _one_way_to_act(self) -> Self:
+        if self.greedy and self.likeliest:
+            raise ConfigurationError("evaluate: --greedy and --likeliest exclude each other; name one of them")
+        return self
 
 
 class CompareConfig(_HeldOutRun):

@@ -5,6 +5,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any
 
+from esper_ray.orchestration.config import WAYS
 from esper_ray.orchestration.run.metrics import mean_with_error
 from esper_ray.orchestration.run.run_result import LAST_SHARE
 from esper_ray.report import aggregate, run_charts
@@ -142,7 +143,7 @@ def _learning(run: RunData) -> Section:
     if wait_only is None:
         lead += " The mean of the hosts that only waited appears when the run has ended."
     evaluations = [
-        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in ("sampled", "greedy")}}
+        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in WAYS if way in found}}
         for row in run.iterations
         if (found := row.get("evaluation"))
     ]

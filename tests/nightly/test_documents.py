@@ -1,4 +1,4 @@
-"""The pages about the three ways of use: every command and program in them is run as it stands."""
+"""The pages that show how to use it: every command and program in them is run as it stands."""
 
 import os
 import re
@@ -34,8 +34,8 @@ def run_in(folder: Path, command: list[str]) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
-    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("command_line.md", "sh")]
+def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
+    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("getting_started.md", "sh")]
     assert len(printed) == 6
     assert "Done after 4 of 4 iterations: 64 episodes" in printed[0]
     assert printed[4].startswith("Episode 64 of runs/first: all 25 epochs as recorded, to the last digit")
@@ -67,6 +67,24 @@ def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_p
     assert len(trials) == 6
     assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", resume])
     assert {path: path.stat().st_mtime_ns for path in trials} == trials
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Path) -> None:
+    (program,) = blocks("plugins.md", "python")
+    (commands,) = blocks("plugins.md", "sh")
+    (tmp_path / "wine.py").write_text(program)
+    printed = run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", commands])
+    assert "GERMINATE_WIDE" in printed
+    assert "Done after 2 of 2 iterations" in printed
+    assert (tmp_path / "runs" / "wine" / "held_out" / "comparison.json").exists()
+
+
+def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
+    for program in blocks("decision_problem.md", "python"):
+        assert run_in(tmp_path, [sys.executable, "-c", program])
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from esper_ray import Session
 from esper_ray.errors import ConfigurationError, PlacementError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts, deferred_interrupts, interrupts_raise
-from esper_ray.orchestration.learner.policy_network import read_policy
 from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of
 from esper_ray.orchestration.run.train import train
 from esper_ray.orchestration.tuning.trial import QuietObserver
+from esper_ray.policies.network import read_policy
 
 SMALL: dict[str, Any] = {
     **{"task": "digits", "iterations": 4, "episodes_per_iteration": 6, "max_epochs": 12, "runners": 2},
@@ -162,7 +162,7 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="has no episode 25: expected 1 to 24"):
             training.epochs(25)
         compared = session.compare(training.checkpoint, controls="wait", episodes=10)
-        assert set(compared.policies["policy"]) == {"sampled", "greedy", "wait"}
+        assert set(compared.policies["policy"]) == {"sampled", "median", "wait"}
         assert (compared.differences["low"] <= compared.differences["difference"]).all()
         assert "n 10 held-out hosts" in compared.verdict
         assert (

@@ -69,7 +69,7 @@ class ActorEnv(MorphogenesisEnv):
 
     The device is the one that Ray assigned. The seeds are those of the environment's present ticket: the seed that
     RLlib would pass depends on how often the actor was restarted. Each `info` holds the seed that the next action is
-    sampled with, see `SeededActions`.
+    sampled with, see `ChosenActions`.
 
     Args:
         context: as `ActorSettings.as_env_config` returns it.

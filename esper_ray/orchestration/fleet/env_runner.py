@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import psutil
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -23,6 +22,8 @@ from esper_ray.episode.rollout import play_episodes
 from esper_ray.orchestration.fleet.actor_envs import DECISION_SEED, WORKER_INDEX, ActorEnv, OtherDecisionError
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
+from esper_ray.policies.acting import median_action
+from esper_ray.process import process_memory
 from esper_ray.seeding import seeded
 
 
@@ -85,27 +86,44 @@ class PlayedEpisode:
     process: str | None = None
 
 
-class SeededActions(ConnectorV2):
-    """Samples the action of each environment with the seed that its last `info` holds, whatever the others do."""
+_STILL_WAITING = "still_waiting"
+
+
+class ChosenActions(ConnectorV2):
+    """Chooses the action of each environment, whatever the others do.
+
+    With exploration it is sampled with the seed that the last `info` holds, without it by `median_action`, whose
+    `still_waiting` is kept in the episode.
+    """
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, explore: bool | None = None, **kwargs: Any
     ) -> Any:
-        """Adds actions and the logarithm of their probability to the batch; without exploration RLlib does."""
-        if not explore:
-            return batch
+        """Adds actions and the logarithm of their probability to the batch."""
         kind = rl_module.get_exploration_action_dist_cls()
         rows = batch[Columns.ACTION_DIST_INPUTS].split(1)
         actions, logarithms = [], []
         for episode, row in zip(episodes, rows, strict=True):
             distribution = kind.from_logits(row)
-            info = episode.get_infos(-1) if episode.is_reset else {}  # RLlib puts an empty one where one has ended
-            with seeded(int(info.get(DECISION_SEED, 0))):
-                action = distribution.sample()
+            action = _sampled(distribution, episode) if explore else _median(row, episode)
             actions.append(action)
             logarithms.append(distribution.logp(action))
         batch[Columns.ACTIONS], batch[Columns.ACTION_LOGP] = torch.cat(actions), torch.cat(logarithms)
         return batch
+
+
+def _sampled(distribution: Any, episode: SingleAgentEpisode) -> torch.Tensor:
+    info = episode.get_infos(-1) if episode.is_reset else {}  # RLlib puts an empty one where one has ended
+    with seeded(int(info.get(DECISION_SEED, 0))):
+        action: torch.Tensor = distribution.sample()
+    return action
+
+
+def _median(logits: torch.Tensor, episode: SingleAgentEpisode) -> torch.Tensor:
+    probabilities = logits.softmax(-1).flatten().tolist()
+    action, left = median_action(probabilities, episode.custom_data.get(_STILL_WAITING, 1.0))
+    episode.custom_data[_STILL_WAITING] = left
+    return torch.full(logits.shape[:-1], action)
 
 
 class EpisodeRunner(SingleAgentEnvRunner):
@@ -114,7 +132,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     def __init__(self, **settings: Any) -> None:
         without_deterministic_mode()
         super().__init__(**settings)
-        self._module_to_env.insert_before(GetActions, SeededActions())
+        self._module_to_env.insert_before(GetActions, ChosenActions())
 
     def make_env(self) -> None:
         """Makes the environments. RLlib forgets the worker index where it makes several at once."""
@@ -134,11 +152,9 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Says where this actor sits, trains its hosts for two epochs and times the second."""
         envs = self._envs()
         seconds = envs.time_epoch()
-        memory = psutil.Process().memory_full_info()
-        node_id = ray.get_runtime_context().get_node_id()
-        size = getattr(memory, "pss", memory.rss)
+        node_id, device = ray.get_runtime_context().get_node_id(), str(envs.envs[0].device)
         return WorkerInfo(
-            self.worker_index, socket.gethostname(), node_id, str(envs.envs[0].device), envs.num_envs, seconds, size
+            self.worker_index, socket.gethostname(), node_id, device, envs.num_envs, seconds, process_memory()
         )
 
     def play(self, tickets: Sequence[Ticket], keep_from: float, weights: Weights) -> list[PlayedEpisode]:

@@ -42,7 +42,7 @@ def end_session(session: Path) -> None:
     """Ends every process that belongs to the Ray in the folder `session`, and removes it; who reads there is let be."""
     give_up = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < give_up:
-        members = [process for process in psutil.process_iter() if _is_session_process(process, session)]
+        members = [process for process in _processes() if _is_session_process(process, session)]
         for process in members:
             with suppress(psutil.Error):
                 process.kill()
@@ -50,6 +50,14 @@ def end_session(session: Path) -> None:
         shutil.rmtree(session, ignore_errors=True)
         if not members and not session.exists():
             return
+
+
+def _processes() -> list[psutil.Process]:
+    """Returns the processes of this machine; none where the system does not show them."""
+    try:
+        return list(psutil.process_iter())
+    except (psutil.Error, OSError):
+        return []
 
 
 def _is_session_process(process: psutil.Process, session: Path) -> bool:
@@ -61,7 +69,7 @@ def _is_session_process(process: psutil.Process, session: Path) -> bool:
         if any(argument.startswith("--") and str(session) in argument for argument in process.cmdline()):
             return True
         files = process.open_files()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
     return any(Path(file.path).is_relative_to(session) and getattr(file, "mode", "w") != "r" for file in files)
 

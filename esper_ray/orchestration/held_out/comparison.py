@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esper_ray.orchestration.config import WAYS
 from esper_ray.orchestration.held_out import paired
 from esper_ray.orchestration.held_out.episode_store import Outcome
 from esper_ray.orchestration.held_out.growth_by_host import growth_by_host
@@ -13,7 +14,6 @@ from esper_ray.orchestration.held_out.schedule_search import FoundSchedule
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest
 from esper_ray.orchestration.run.plan import RunPlan
 
-WAYS = ("sampled", "greedy")
 Measure = Callable[[Sequence[Outcome]], list[float]]
 
 
@@ -31,9 +31,9 @@ class Comparison:
 
     Attributes:
         manifests: of each checkpoint, by its folder.
-        learned: (checkpoint, "sampled" or "greedy") → its episodes.
+        learned: (checkpoint, "sampled" or "median") → its episodes.
         controls: control → its episodes.
-        static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
+        static: (checkpoint, "sampled" or "median") → hosts that had what the policy kept from their first epoch on.
         schedule: what the search found, if it was asked for.
         file: where the numbers were written.
         losses: actors that were lost and replaced, by cause.
@@ -61,7 +61,7 @@ class Comparison:
         """Returns learned − control, paired by host; over several checkpoints each host counts with their mean.
 
         Args:
-            way: "sampled" or "greedy".
+            way: "sampled" or "median".
             measure: `paired.score` or `paired.test_accuracy`.
         """
         ours = paired.over_training_seeds([measure(self.learned[c, way].outcomes) for c in checkpoints])
@@ -127,15 +127,15 @@ class Comparison:
                     "verdict": score.verdict,
                     "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
                 }
-            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
+            controls[name] = ways["sampled"] | {"median": ways["median"]}
             if name in self.controls:
                 controls[name]["means"] = _row(self.controls[name])
         return {
             "verdict": self.verdict(checkpoints),
-            "greedy_verdict": self.verdict(checkpoints, "greedy"),
+            "median_verdict": self.verdict(checkpoints, "median"),
             "controls": controls,
             "by_host": self.by_host(checkpoints),
-            "greedy_by_host": self.by_host(checkpoints, "greedy"),
+            "median_by_host": self.by_host(checkpoints, "median"),
         }
 
     def _policies(self) -> list[dict[str, Any]]:

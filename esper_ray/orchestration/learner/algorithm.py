@@ -37,7 +37,14 @@ from esper_ray.orchestration.learner.learner_state import (
     require_fitting_optimizer,
     write_learner_state,
 )
-from esper_ray.orchestration.learner.policy_network import NetworkSpec, load_weights, read_policy, write_policy
+from esper_ray.orchestration.learner.policy_network import network_spec
+from esper_ray.policies.network import (
+    NetworkSpec,
+    PolicyNetwork,
+    load_weights,
+    read_policy,
+    write_policy,
+)
 from esper_ray.seeding import Stream, derive_seed, seed_global
 
 _TARGET_PREFIX = "_old_"
@@ -251,12 +258,24 @@ class EpisodeAlgorithm(Algorithm):
 
     def write_checkpoint(self, folder: Path) -> None:
         """Writes policy, optimizer and counters into a folder, as plain numbers."""
-        module = self.policy_network
-        weights = module.state_dict()
-        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
-        policy = {name: tensor for name, tensor in weights.items() if name not in targets}
-        write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
+        policy, targets = self._split_weights()
+        write_policy(folder, self._network_spec(), policy)
         write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self.consumed))
+
+    def acting_network(self) -> PolicyNetwork:
+        """Returns a copy of the present policy network, for inference on the CPU."""
+        network = PolicyNetwork(self._network_spec())
+        network.load_state_dict(self._split_weights()[0])
+        return network
+
+    def _network_spec(self) -> NetworkSpec:
+        return network_spec(self.policy_network, self.config.env_config["task"]["max_epochs"])
+
+    def _split_weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Returns the weights of the policy network, and those of its target network."""
+        weights = self.policy_network.state_dict()
+        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
+        return {name: tensor for name, tensor in weights.items() if name not in targets}, targets
 
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
@@ -283,7 +302,7 @@ class EpisodeAlgorithm(Algorithm):
         """
         _spec, policy = read_policy(folder)
         module = self.policy_network
-        targets = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_TARGET_PREFIX)}
+        _own, targets = self._split_weights()
         load_weights(module, policy | targets, folder)
         if targets:
             module.make_target_networks()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration.learner.policy_network import read_tensors
+from esper_ray.policies.network import read_tensors
 
 _TENSORS = "learner.safetensors"
 _VALUES = "learner.json"

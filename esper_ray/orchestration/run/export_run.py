@@ -12,6 +12,7 @@ from esper_ray import __version__
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
 from esper_ray.orchestration.config import ExportConfig
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
 from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
 from esper_ray.orchestration.run.run_folder import EXPORTS, HOSTS, require_writable
@@ -47,21 +48,35 @@ def export_run(config: ExportConfig) -> Export:
     if config.best and config.episode is not None:
         raise ConfigurationError("--episode and --best exclude each other; leave one out")
     run = RecordedRun.open(config.run, config.plugin, config.data_dir)
-    kept = [number for number in kept_episodes(config.run / HOSTS) if number in run.episodes]
+    kept = _kept(run)
     number = config.episode or _best(run, kept)
-    row = run.row(number)
+    run.row(number)
     folder = config.out or config.run / EXPORTS / f"episode_{number:06d}"
-    if folder.exists():
-        raise RunFolderError(f"{folder} exists already; name another folder with --out, or remove it")
+    _require_free(folder)
     require_writable(folder)
+    with claimed(folder):
+        _require_free(folder)
+        topology = _export(run, number, number in kept, folder)
+    return Export(number, folder, number not in kept, topology)
+
+
+def _require_free(folder: Path) -> None:
+    """Refuses a target that is there and holds something; an empty folder may be left of an export that was killed."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists already; name another folder with --out, or remove it")
+
+
+def _export(run: RecordedRun, number: int, is_kept: bool, folder: Path) -> dict[str, Any]:
+    """Exports an episode's host into an empty folder, and returns what topology.json holds."""
+    row = run.row(number)
     prepared = prepare_data(run.task, run.data_dir)
     model = create_model(run.task)
-    if number in kept:
-        weights = load_kept_host(config.run / HOSTS, number)
+    if is_kept:
+        weights = load_kept_host(run.path / HOSTS, number)
     elif run.device != "cpu":
         raise ConfigurationError(
             f"episode {number} was played on {run.device} and its host was not kept, so it cannot be had again to "
-            f"the last bit; kept were: {', '.join(map(str, kept)) or 'none'}"
+            f"the last bit; kept were: {', '.join(map(str, _kept(run))) or 'none'}"
         )
     else:
         weights = _regrow(run, number)
@@ -74,10 +89,13 @@ def export_run(config: ExportConfig) -> Export:
         "kept_val_accuracy": row["kept_val_accuracy"],
     }
     try:
-        topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
+        return export_model(model, run.task, prepared, run.data_dir, folder, origin)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
-    return Export(number, folder, number not in kept, topology)
+
+
+def _kept(run: RecordedRun) -> list[int]:
+    return [number for number in kept_episodes(run.path / HOSTS) if number in run.episodes]
 
 
 def _best(run: RecordedRun, kept: list[int]) -> int:

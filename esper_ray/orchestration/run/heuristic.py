@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,9 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
         EpisodeFailedError: an episode raised, or its actor was lost too often.
     """
     started = time.monotonic()
-    with started_run(config) as (plan, algorithm, board), RunFolder(plan.out, plan.as_dict()) as folder:
+    with ExitStack() as stack:
+        plan, algorithm, board = stack.enter_context(started_run(config))
+        folder = stack.enter_context(RunFolder(plan.out, plan.as_dict(), is_claimed=True))
         result = HeuristicResult(plan)
         observer.on_start(plan, board)
         finished: dict[int, EpisodeRecord] = {}

@@ -27,8 +27,9 @@ from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.progress import BoardReader, start_board
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
+from esper_ray.orchestration.run.claims import claimed_run
 from esper_ray.orchestration.run.preflight import Preflight, check
-from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_usable, require_writable
+from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.process import without_compiler
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
@@ -128,9 +129,11 @@ def started_run(
 ) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
     """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
 
+    The folder of a new run is claimed before anything slow, and is removed again if nothing was written to it.
+
     Args:
         config: what was asked for.
-        resumed: its folder holds the run already, which goes on.
+        resumed: its folder holds the run already, which goes on; the caller has locked it.
 
     Raises:
         EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
@@ -140,13 +143,14 @@ def started_run(
     load_plugins(config.plugin)
     task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
     name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
-    out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if resumed:
-        require_writable(out)
-    else:
-        require_usable(out, config.overwrite)
-    with started_actors(config, task, out) as started:
-        yield started
+    with ExitStack() as stack:
+        if resumed:
+            assert config.out is not None
+            out = config.out
+            require_writable(out)
+        else:
+            out = stack.enter_context(claimed_run(config.out, name, config.overwrite))
+        yield stack.enter_context(started_actors(config, task, out))
 
 
 @contextmanager
@@ -268,13 +272,24 @@ def origin() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": {name: _version(name) for name in _VERSIONED},
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the checkout that this package lies in, or None if it lies in none."""
-    package = Path(__file__).parent
-    answer = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    """Returns the commit of the checkout that this package lies in; None if it lies in none, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    """Returns the version of an installed package; None where its metadata were left out, as in slim containers."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

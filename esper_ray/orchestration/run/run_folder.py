@@ -3,8 +3,9 @@
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
@@ -36,6 +37,7 @@ _EVENTS = "events.out.tfevents.*"
 _PARTIAL = ".writing"
 _WRITING, _REMOVING = ".writing-", ".removing-"
 """Begin the names of checkpoints that are only half there."""
+_CHECKPOINT_NAME = re.compile(r"iteration_(?:\d{6}|[1-9]\d{6,})")
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -95,6 +97,8 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: there is no run at `path`, or the file is damaged.
     """
+    if (refusal := no_permission(path / _CONFIG)) is not None:
+        raise RunFolderError(refusal)
     try:
         config = json.loads((path / _CONFIG).read_text())
     except OSError as error:
@@ -160,8 +164,9 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Returns the checkpoints of the run at `path`, in the order of their iterations."""
-    return sorted((path / _CHECKPOINTS).glob("iteration_[0-9]*"), key=iteration_of)
+    """Returns the checkpoints of the run at `path`, in the order of their iterations; other names are ignored."""
+    found = [entry for entry in (path / _CHECKPOINTS).glob("iteration_*") if _CHECKPOINT_NAME.fullmatch(entry.name)]
+    return sorted(found, key=iteration_of)
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -187,7 +192,7 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing the run.
 
     Raises:
@@ -207,7 +212,7 @@ def require_unlocked(folder: Path) -> None:
     Raises:
         RunFolderError: another one does.
     """
-    with _only_writer(folder):
+    with only_writer(folder):
         pass
 
 
@@ -220,19 +225,26 @@ class RunFolder:
         keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go;
             None: begin a new one.
         keep_policies: its checkpoints and hosts stay as well.
+        is_claimed: this process holds the folder's lock already.
 
     Raises:
         RunFolderError: the folder cannot be written, or another process writes it.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], keep_iterations: int | None = None, keep_policies: bool = True
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        keep_iterations: int | None = None,
+        keep_policies: bool = True,
+        is_claimed: bool = False,
     ) -> None:
         self.path = path
         with ExitStack() as opened:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(_only_writer(path))
+                if not is_claimed:
+                    opened.enter_context(only_writer(path))
                 if keep_iterations is None:
                     self._remove_old_run()
                 else:
@@ -262,8 +274,8 @@ class RunFolder:
 
     def _keep(self, iterations: int, policies: bool) -> None:
         """Drops what lies behind an iteration, and what was being written."""
-        for partial in self.path.glob(f"*{_PARTIAL}"):
-            partial.unlink()
+        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
+            (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
         (self.path / _SUMMARY).unlink(missing_ok=True)
         for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name
@@ -322,7 +334,8 @@ class RunFolder:
         final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
         if not final.exists():
             try:
-                temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=final.parent))
+                temporary = final.parent / f"{_WRITING}{uuid.uuid4().hex}"
+                temporary.mkdir()  # of the umask's mode, which one of `mkdtemp` has not
                 try:
                     save(temporary.absolute())
                     _flush(temporary)

@@ -1,6 +1,5 @@
 """A training run in progress: wait-only hosts for comparison, then an iteration at a time, all written down."""
 
-import copy
 import time
 from math import inf
 from pathlib import Path
@@ -8,19 +7,19 @@ from statistics import fmean
 from typing import Any
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import WAYS, TrainConfig
 from esper_ray.orchestration.fleet.interrupts import deferred_interrupts
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.health import warnings_of
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.run.checkpoint import CheckpointManifest, present_versions, write_manifest
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, present_versions
 from esper_ray.orchestration.run.kept_hosts import KeptHosts
 from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan
 from esper_ray.orchestration.run.run_folder import RunFolder
 from esper_ray.orchestration.run.run_result import RunResult, RunTally, write_tally
-from esper_ray.policies import WaitPolicy
+from esper_ray.policies import LearnedPolicy, WaitPolicy
+from esper_ray.policies.manifest import write_manifest
 from esper_ray.seeding import Stream, derive_seed
 
 
@@ -162,16 +161,17 @@ class TrainingRun:
         return {cause: count + self._losses_before.get(cause, 0) for cause, count in self.algorithm.losses.items()}
 
     def _evaluate(self) -> dict[str, Any]:
-        """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
+        """Plays the present policy on held-out hosts, sampled and deterministic, without the test split."""
         algorithm = self.algorithm
         seeds = development_seeds(self.config.evaluation_episodes)
         training = algorithm.training_seeds(self._plan.iterations)
         assert not set(seeds) & training, "held-out seeds must not occur in training"
         tickets = spread(seeds, min(self._plan.placement.players, len(seeds)))
         algorithm.keep_from = inf
+        network = algorithm.acting_network()
         found: dict[str, Any] = {"episodes": len(seeds)}
-        for way in ("sampled", "greedy"):
-            policy = LearnedPolicy(copy.deepcopy(algorithm.policy_network), greedy=way == "greedy")
+        for way in WAYS:
+            policy = LearnedPolicy(network, self._plan.action_names, self._plan.observation_names, way)
             records = [episode.record for episode in algorithm.play_scripted(tickets, policy)]
             found[way] = {
                 "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),

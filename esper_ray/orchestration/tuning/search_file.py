@@ -10,7 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.orchestration.config import LearnerSettings, TrainConfig, parse_config, read_yaml, require_known_keys
+from esper_ray.orchestration.config import (
+    WAYS,
+    LearnerSettings,
+    TrainConfig,
+    parse_config,
+    read_yaml,
+    require_known_keys,
+)
 
 TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
@@ -37,7 +44,7 @@ _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_acc
 _LEARNER = ("explained_variance", "entropy_share", "kl", "clip_fraction", "value_loss")
 _HELD_OUT = tuple(
     f"evaluation.{way}.{name}"
-    for way in ("sampled", "greedy")
+    for way in WAYS
     for name in ("kept_val_accuracy", "score", "added_parameters", "fossilized_share")
 )
 METRICS = (*_EPISODE_MEANS, "fossilized_share", "episode_seconds", "rollbacks", *_HELD_OUT)

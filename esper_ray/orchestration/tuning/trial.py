@@ -26,7 +26,7 @@ from esper_ray.tasks import get_task_spec, with_tokenizer
 
 _STATE = "trial.json"
 _POLICY = "policy"
-_FORMER_ACTOR_MAY_TAKE = 60.0
+_FORMER_ACTOR_MAY_TAKE = 600.0
 """Seconds. Ray Tune may start a trial's next actor while the one before it is still ending."""
 
 
