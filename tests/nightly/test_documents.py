@@ -35,7 +35,9 @@ def run_in(folder: Path, command: list[str]) -> str:
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
-    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("getting_started.md", "sh")]
+    printed = [
+        run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("getting_started.md", "sh")
+    ]
     assert len(printed) == 6
     assert "Done after 4 of 4 iterations: 64 episodes" in printed[0]
     assert printed[4].startswith("Episode 64 of runs/first: all 25 epochs as recorded, to the last digit")
@@ -94,12 +96,3 @@ def test_the_program_of_the_notebooks_page_runs(tmp_path: Path) -> None:
     printed = run_in(tmp_path, [sys.executable, "-c", program])
     assert "report.html" in printed
     assert "score of record" in printed
-    named = set(re.findall(r"`(\d\d_\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
-    assert named == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-
-
-def test_the_search_page_names_every_search_file() -> None:
-    page = (ROOT / "docs" / "search.md").read_text()
-    named = set(re.findall(r"^\| `(\w+\.yaml)`", page, re.MULTILINE)) - {"best.yaml"}
-    searches = {path.name for path in (ROOT / "tune_configs").glob("*.yaml") if "\nspace:" in path.read_text()}
-    assert named == searches
