@@ -6,6 +6,8 @@ A fault counts as noticed by a test that fails with it and passes without it. Pr
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import re
 import signal
@@ -18,11 +20,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn, TextIO
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 TIERS = ("unit", "integration", "nightly")
+LIBRARIES = (
+    "hypothesis",
+    "pandas",
+    "pyarrow",
+    "ray.rllib.algorithms.appo",
+    "ray.tune",
+    "scipy.stats",
+    "sklearn",
+    "tyro",
+)
+"""Imported once, since that takes longer than most tests."""
 _SECONDS = 3600
 """After which a run of tests counts as hanging, and its fault as noticed."""
 
@@ -63,29 +78,37 @@ def copied_tree() -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(copy)], check=True, capture_output=True)
 
 
-def first_failure(copy: Path, tests: Sequence[str]) -> str | None:
+def first_failure(copy: Path, tests: str) -> str | None:
     """Runs tests up to the first that fails; returns its name, or None if none does."""
-    workers = ["-n", "2"] if list(tests) == ["tests/unit"] else []
-    options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *workers]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return "(hangs)"
-    if process.returncode == 0:
-        return None
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
-    return named[1].partition("[")[0] if named else f"(exit code {process.returncode})"
+    workers = "2" if tests == "tests/unit" else "0"
+    options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", workers]
+    with tempfile.TemporaryFile("w+") as printed:
+        process = multiprocessing.get_context("fork").Process(
+            target=_run_pytest, args=(copy, [*options, tests], printed)
+        )
+        process.start()
+        process.join(_SECONDS)
+        if process.exitcode is None:
+            assert process.pid is not None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            return "(hangs)"
+        if process.exitcode == 0:
+            return None
+        printed.seek(0)
+        named = re.search(r"^(?:FAILED|ERROR) (\S+)", printed.read(), re.MULTILINE)
+    return named[1].partition("[")[0] if named else f"(exit code {process.exitcode})"
+
+
+def _run_pytest(copy: Path, arguments: Sequence[str], printed: TextIO) -> NoReturn:
+    """Runs pytest in this process, which has the libraries from its parent, and nothing of esper_ray."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(printed.fileno(), stream)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.exit(int(pytest.main(list(arguments))))
 
 
 class Hunt:
@@ -103,7 +126,7 @@ class Hunt:
         for tests in likely if self._quick else [*likely, *(f"tests/{tier}" for tier in self._tiers)]:
             mutation.apply(self._copy)
             try:
-                failed = first_failure(self._copy, [tests])
+                failed = first_failure(self._copy, tests)
             finally:
                 subprocess.run(["git", "-C", str(self._copy), "checkout", "-q", "."], check=True)
             if failed is not None and self._passes_without(failed):
@@ -114,7 +137,7 @@ class Hunt:
         if test.startswith("("):
             return True
         if test not in self._passes:
-            self._passes[test] = first_failure(self._copy, [test]) is None
+            self._passes[test] = first_failure(self._copy, test) is None
             if not self._passes[test]:
                 print(f"{test} fails without any fault, too", file=sys.stderr)
         return self._passes[test]
@@ -130,6 +153,8 @@ def main() -> None:
     tiers = asked.tiers.split(",")
     if not set(tiers) <= set(TIERS):
         parser.error(f"--tiers {asked.tiers}: expected some of {','.join(TIERS)}")
+    for name in LIBRARIES:
+        importlib.import_module(name)
     found: Counter[str] = Counter()
     print("| no. | what the fault breaks | tier | test | seconds |\n| --- | --- | --- | --- | --- |", flush=True)
     with copied_tree() as copy:
