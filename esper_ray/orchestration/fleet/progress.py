@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A board to which actors report the progress of their hosts, for displays and to tell slow actors from hung ones."""
-=======
 """A board to which actors report the progress of their hosts: for displays, and to tell slow actors from hung ones."""
->>>>>>> main
 
 import threading
 import time
