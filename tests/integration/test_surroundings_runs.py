@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 from driver import command, refused, wait_until
+from finished_runs import FinishedRuns
+
+from esper_ray.orchestration.run.claims import claimed
+from esper_ray.orchestration.run.run_folder import checkpoints_of
 
 RUN = [
     *("--runners", "0", "--iterations", "1", "--episodes-per-iteration", "2", "--wait-only-episodes", "0"),
@@ -59,3 +64,29 @@ def test_a_refused_token_is_named(tmp_path: Path) -> None:
         assert "the cluster refuses this user's token, or the lack of one; set RAY_AUTH_MODE" in found.stderr
         assert found.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_every_command_refuses_a_folder_that_another_one_writes_to(
+    finished_runs: FinishedRuns, killed_run: Path, no_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything slow: no Ray starts."""
+    run, out = finished_runs.folder("undisturbed"), tmp_path / "out"
+    checkpoint = checkpoints_of(run)[-1]
+    search = tmp_path / "search.yaml"
+    search.write_text(
+        yaml.safe_dump({"train": {"task": "digits"}, "seeds": [0], "space": {"ppo.lr_end": {"grid": [1e-3]}}})
+    )
+    with claimed(out), claimed(killed_run):
+        for arguments in (
+            ("train",),
+            ("heuristic",),
+            ("evaluate", checkpoint),
+            ("compare", checkpoint),
+            ("export", run, "--best"),
+            ("tune", search),
+        ):
+            assert f"another command writes to {out}; wait for it" in refused(capsys, *arguments, "--out", out)
+        for command_name in ("train", "plan"):
+            assert "goes on in another process" in refused(capsys, command_name, "--resume", killed_run)
+        assert not ray.is_initialized()
+    assert not out.exists()
