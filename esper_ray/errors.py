@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+from pydantic import ValidationError
+
 
 class EsperError(Exception):
     """Base class of every error that esper_ray raises on purpose."""
@@ -100,3 +102,14 @@ def differing_names(then: Sequence[str], now: Sequence[str]) -> str:
     gone, new = [name for name in then if name not in now], [name for name in now if name not in then]
     parts = [f"it has {', '.join(gone)}"] * bool(gone) + [f"here there is {', '.join(new)}"] * bool(new)
     return "; ".join(parts) or "they have another order"
+
+
+def setting_error(error: ValidationError) -> str:
+    """Returns the first thing that is wrong with some settings: which one, its value, and what was expected."""
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # one of ours, which says everything
+        return str(first["ctx"]["error"])
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"setting {where} of {error.title} is missing"
+    return f"setting {where}={first['input']!r} of {error.title}: {first['msg']}"

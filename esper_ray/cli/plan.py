@@ -42,7 +42,7 @@ def described(plan: RunPlan) -> list[str]:
         f"An iteration of {plan.episodes} episodes: {_span(found.seconds_for(plan.episodes))}.",
         f"The run of {plan.iterations} iterations, {plan.wait_only_episodes} wait-only and "
         f"{plan.evaluation_episodes} evaluation episodes: {_span(plan.seconds)}.",
-        f"An actor that needs more than {_span(found.timeout_seconds)} for an episode is replaced.",
+        f"An actor that finishes no host epoch for {_span(found.timeout_seconds)} is replaced.",
         f"Memory: {found.memory / 1e6:,.0f} MB, {max(w.memory for w in found.workers) / 1e6:,.0f} MB the largest.",
     ]
     return lines

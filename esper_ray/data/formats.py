@@ -19,7 +19,7 @@ from PIL import Image
 from esper_ray.data.source import Split
 from esper_ray.errors import DatasetError
 
-_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-\w+)?\.parquet$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9A-Za-z]+)?\.parquet$")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

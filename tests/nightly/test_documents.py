@@ -95,12 +95,3 @@ def test_the_program_of_the_notebooks_page_runs(tmp_path: Path) -> None:
     printed = run_in(tmp_path, [sys.executable, "-c", program])
     assert "report.html" in printed
     assert "score of record" in printed
-    named = set(re.findall(r"`(\d\d_\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
-    assert named == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-
-
-def test_the_search_page_names_every_search_file() -> None:
-    page = (ROOT / "docs" / "search.md").read_text()
-    named = set(re.findall(r"^\| `(\w+\.yaml)`", page, re.MULTILINE)) - {"best.yaml"}
-    searches = {path.name for path in (ROOT / "tune_configs").glob("*.yaml") if "\nspace:" in path.read_text()}
-    assert named == searches

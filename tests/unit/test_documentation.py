@@ -37,3 +37,15 @@ def test_the_architecture_page_names_functions_that_exist() -> None:
         source = "\n".join(path.read_text() for path in candidates)
         for part in name.split("."):
             assert re.search(rf"\b(class|def) {part}\b", source), f"{file}: {name}"
+
+
+def test_the_search_page_names_every_search_file() -> None:
+    page = (ROOT / "docs" / "search.md").read_text()
+    named = set(re.findall(r"^\| `(\w+\.yaml)`", page, re.MULTILINE)) - {"best.yaml"}
+    searches = {path.name for path in (ROOT / "tune_configs").glob("*.yaml") if "\nspace:" in path.read_text()}
+    assert named == searches
+
+
+def test_the_notebooks_page_names_every_notebook() -> None:
+    named = set(re.findall(r"`(\d\d_\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
+    assert named == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}

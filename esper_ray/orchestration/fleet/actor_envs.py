@@ -136,6 +136,9 @@ class ActorEnv(MorphogenesisEnv):
         info[DECISION_SEED] = self._decision_seed(info["epoch"])
         return result
 
+    def _on_epoch(self) -> None:
+        self._reporter.heartbeat()
+
     def _write_down(self, action: int, result: Any) -> None:
         """Records a step, and saves the episode in progress when a save is due."""
         if self._checkpoints is None:

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import ray
@@ -15,17 +15,19 @@ from ray.exceptions import RayError
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.progress import silent_seconds
 from esper_ray.orchestration.fleet.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 
 _MAX_LOSSES_PER_TICKET = 3
-_RETURN_SECONDS = 120.0
-"""Longest wait while no actor at all is there: importing torch and Ray takes a while on a loaded machine."""
+_RETURN_SECONDS = 600.0
+"""Longest wait while no actor at all is there: importing torch and Ray takes minutes on a machine with too much to do.
+"""
 _SECONDS_BETWEEN_PROBES = 0.5
 
 CAUSES = ("died", "raised", "hung")
-"""Why an actor can be lost: its process or machine died, its episode raised, or it took too long."""
+"""Why an actor can be lost: its process or machine died, its episode raised, or it finished no epoch for too long."""
 
 Start = Callable[[ActorHandle, Sequence[Ticket]], ray.ObjectRef]
 
@@ -161,25 +163,34 @@ class _AbsentActor:
 class Dispatcher:
     """Assigns tickets to idle actors, as many at a time as an actor has hosts, and replaces lost actors.
 
-    An actor that dies, that raises, or that needs longer than the timeout is replaced, and its tickets are played
-    again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost but time.
+    An actor that dies, that raises, or that finishes no epoch for longer than the timeout is replaced, and its tickets
+    are played again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost
+    but time. One that goes on, however slowly, is let be: the machine may have become slow in mid-run.
     While an actor is away the others play what it owes, once they have played their own.
 
     Attributes:
         losses: actors lost so far, by cause, see `CAUSES`.
-        timeout_s: longest time for what an actor plays at a time, seconds.
+        timeout_s: longest time for what an actor plays at a time, seconds, since it began or last finished an epoch.
 
     Args:
         actors: the actors by runner index, from 1.
         hosts_per_runner: episodes that an actor plays at the same time, at most.
         timeout_s: see above.
+        board: knows when an actor last finished an epoch; None: all that counts is when it began.
     """
 
-    def __init__(self, actors: Mapping[int, ActorHandle], hosts_per_runner: int = 1, timeout_s: float = inf) -> None:
+    def __init__(
+        self,
+        actors: Mapping[int, ActorHandle],
+        hosts_per_runner: int = 1,
+        timeout_s: float = inf,
+        board: ActorHandle | None = None,
+    ) -> None:
         self.losses: Counter[str] = Counter()
         self.timeout_s = timeout_s
         self._actors = dict(actors)
         self._hosts_per_runner = hosts_per_runner
+        self._board = board
         self._playing: dict[ray.ObjectRef, _Play] = {}
         self._away: dict[int, _AbsentActor] = {}
         self._abandoned: dict[int, ray.ObjectRef] = {}
@@ -265,8 +276,11 @@ class Dispatcher:
                 del self._playing[reference]
                 if ray.wait([reference], timeout=0)[0]:  # over in time: nobody has looked for as long
                     self._end(play, reference)
+                elif (silent := silent_seconds(self._board, play.runner)) < self.timeout_s:
+                    self._playing[reference] = replace(play, deadline=now + self.timeout_s - silent)
                 else:
-                    self._handle_lost_actor(play, play.tickets, "hung", f"it took longer than {self.timeout_s:.0f} s")
+                    reason = f"it finished no epoch for {self.timeout_s:.0f} s"
+                    self._handle_lost_actor(play, play.tickets, "hung", reason)
 
     def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
         try:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper_ray.episode.host_cache import code_digest, numeric_provenance
+from esper_ray.episode.provenance import code_digest, numeric_provenance
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
 from esper_ray.orchestration.held_out.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.held_out.paired import means

@@ -28,6 +28,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, PendingTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.progress import find_board
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.learner.health import UpdateWatch
@@ -82,7 +83,8 @@ class EpisodeAlgorithm(Algorithm):
         self.keep_from = inf
         self._weights_version = 0
         actors = self.env_runner_group._worker_manager.actors()
-        self.dispatcher = Dispatcher(actors, self.hosts_per_runner) if actors else None
+        board = find_board(config.env_config["board"])
+        self.dispatcher = Dispatcher(actors, self.hosts_per_runner, board=board) if actors else None
         self._publish_weights()
 
     def cleanup(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -50,7 +50,8 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
     tensors = {f"target/{name}": tensor for name, tensor in state.target.items()}
     for parameter, values in state.optimizer["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": tensor for name, tensor in values.items()}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    (folder / _TENSORS).write_bytes(save(stored))
     groups = [
         {name: value.item() if isinstance(value, Tensor) else value for name, value in group.items()}
         for group in state.optimizer["param_groups"]

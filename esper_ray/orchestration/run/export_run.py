@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from esper_ray import __version__
@@ -90,7 +89,7 @@ def _export(run: RecordedRun, number: int, is_kept: bool, folder: Path) -> dict[
     }
     try:
         return export_model(model, run.task, prepared, run.data_dir, folder, origin)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
 
 

@@ -40,8 +40,8 @@ class HeuristicResult:
     interrupted: bool = False
 
     @property
-    def kept_val_accuracy(self) -> tuple[float, float]:
-        """Mean kept validation accuracy, percent, and its standard error."""
+    def kept_val_accuracy(self) -> tuple[float, float | None]:
+        """Mean kept validation accuracy, percent, and its standard error; None if that is not known."""
         return mean_with_error([record.kept_val_accuracy for record in self.records])
 
 

@@ -6,8 +6,7 @@ from contextlib import suppress
 from math import inf
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from esper_ray.errors import RunFolderError, no_permission
@@ -76,9 +75,9 @@ class KeptHosts:
         partial = final.with_suffix(_PARTIAL)
         try:
             self._folder.mkdir(exist_ok=True)
-            save_file(weights, partial)
+            partial.write_bytes(save(weights))
             partial.rename(final)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise RunFolderError(

@@ -18,6 +18,8 @@ from ray.exceptions import RayError
 
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
+from esper_ray.episode.host_cache import say_not_shared
+from esper_ray.episode.provenance import what_is_unknown
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
@@ -212,8 +214,8 @@ def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
         DatasetError: the data set is missing or damaged.
     """
     task.require_reachable_probation()
-    require_sound(task)
-    load_task_data(task, "cpu", data_dir)
+    data = load_task_data(task, "cpu", data_dir)
+    require_sound(task, next(iter(data.validation))[0])
 
 
 def episodes_of(config: RunConfig, task: TaskSpec) -> int:
@@ -236,6 +238,8 @@ def _algorithm(
         skip_forced_waits=config.skip_forced_waits,
         host_checkpoints=_host_checkpoints(config, out),
     )
+    if (task.reward.mode == "paired" or config.host_pool is not None) and (unknown := what_is_unknown(task)):
+        say_not_shared(task.name, unknown)  # the actors' logs are not shown
     learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
     torch.set_num_threads(1)
     without_compiler()

@@ -24,7 +24,7 @@ class Preflight:
     Attributes:
         workers: of the actors, or of this process without any.
         epochs: of an episode.
-        timeout_seconds: after which an actor that has not finished its episode is replaced.
+        timeout_seconds: after which an actor that has finished no epoch is replaced.
     """
 
     workers: tuple[WorkerInfo, ...]

@@ -30,6 +30,7 @@ from esper_ray.orchestration.run.run_folder import (
 from esper_ray.orchestration.run.run_result import RunTally, read_tally
 from esper_ray.plugins import require_outside_folder
 from esper_ray.policies.network import load_policy
+from esper_ray.shell import pasteable
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,8 @@ def find_resumption(asked: TrainConfig) -> Resumption:
         if name not in _WITH_RESUME and value != TrainConfig.model_fields[name].get_default(call_default_factory=True):
             raise ConfigurationError(
                 f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
-                f"a new one can begin with its policy: --from-checkpoint {run}/checkpoints/iteration_N"
+                "a new one can begin with its policy: "
+                f"{pasteable('--from-checkpoint', run / 'checkpoints' / 'iteration_N')}"
             )
     quiet_logging()  # RLlib warns about its own networks
     stored = read_config(run)

@@ -20,6 +20,7 @@ from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
+from esper_ray.shell import pasteable
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +314,8 @@ class RunFolder:
             file.append(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise RunFolderError(
-                f"{file.path} cannot be written: {error.strerror}; mend that, then go on with --resume {self.path}"
+                f"{file.path} cannot be written: {error.strerror}; mend that, then go on with "
+                f"{pasteable('--resume', self.path)}"
             ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -105,12 +105,17 @@ class RunResult:
         return trained[-max(1, round(LAST_SHARE * len(trained))) :] if trained else []
 
     @property
-    def difference(self) -> tuple[float, float] | None:
-        """Mean of the last fifth − mean of the wait-only hosts, points, and its standard error; None without both."""
+    def difference(self) -> tuple[float, float | None] | None:
+        """Mean of the last fifth − mean of the wait-only hosts, points, and its standard error; None without both.
+
+        The error is None, not known, where either are fewer than two.
+        """
         if not self.tally.trained or not self.tally.wait_only:
             return None
         learned, learned_error = mean_with_error(self.last)
         waiting, waiting_error = mean_with_error(self.tally.wait_only)
+        if learned_error is None or waiting_error is None:
+            return learned - waiting, None
         return learned - waiting, (learned_error**2 + waiting_error**2) ** 0.5
 
     def as_dict(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from esper_ray.orchestration.run.run_result import RunResult, RunTally, write_ta
 from esper_ray.policies import LearnedPolicy, WaitPolicy
 from esper_ray.policies.manifest import write_manifest
 from esper_ray.seeding import Stream, derive_seed
+from esper_ray.shell import pasteable
 
 
 class TrainingRun:
@@ -127,7 +128,8 @@ class TrainingRun:
         if not self._is_written_down:
             path = self._folder.path
             raise RunFolderError(
-                f"the rows of iteration {self.iteration} in {path} could not be written; go on with --resume {path}"
+                f"the rows of iteration {self.iteration} in {path} could not be written; go on with "
+                f"{pasteable('--resume', path)}"
             )
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from esper_ray.orchestration.run.metrics import standard_deviation
 from esper_ray.orchestration.run.run_result import LAST_SHARE
 
 
@@ -65,9 +66,8 @@ class RankedSetting:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the training seeds; None of a single one."""
-        values = [value for trial in self.trials if (value := trial.value) is not None]
-        return stdev(values) if len(values) > 1 else None
+        """Standard deviation over the training seeds; None for a single one."""
+        return standard_deviation([value for trial in self.trials if (value := trial.value) is not None])
 
     def as_dict(self, rank: int) -> dict[str, Any]:
         """Returns its entry of ranking.json."""

@@ -18,6 +18,7 @@ from esper_ray.orchestration.config import (
     read_yaml,
     require_known_keys,
 )
+from esper_ray.shell import pasteable
 
 TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
@@ -291,7 +292,7 @@ class SearchFile(_Strict):
 
 
 def load_search(path: Path) -> SearchFile:
-    """Reads a search file.
+    """Reads a search file, or a shipped one by its name.
 
     Raises:
         ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
@@ -299,7 +300,8 @@ def load_search(path: Path) -> SearchFile:
     where = str(path)
     values = read_yaml(where, path)
     if "space" not in values and "train" not in values and "task" in values:
-        raise ConfigurationError(f"{where} has no space to search: it is a file for esper-ray train --config {path}")
+        instead = pasteable("esper-ray", "train", "--config", path)
+        raise ConfigurationError(f"{where} has no space to search: it is a file for {instead}")
     require_known_keys(where, values, SearchFile)
     _require_left_out(where, values.get("train"))
     _require_searchable(where, values.get("space"))

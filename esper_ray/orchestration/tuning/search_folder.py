@@ -132,10 +132,11 @@ def write_best(folder: Path, search: SearchFile, best: RankedSetting, runners: i
         "iterations": config.iterations,
         "runners": runners,
     }
-    spread = f", standard deviation {best.std:.4g}" if best.std is not None else ""
+    deviation = "not known" if best.std is None else f"{best.std:.4g}"
     lines = [
         f"# The best setting of a search by {search.metric}: {describe(best.setting)}",
-        f"# {search.metric} {best.mean:.4g} over {len(best.trials)} training seeds{spread}",
+        f"# {search.metric} {best.mean:.4g} over {len(best.trials)} training seed{'s' * (len(best.trials) != 1)}, "
+        f"standard deviation {deviation}",
     ]
     if search.scheduler.kind == "pbt":
         lines.append("# Population-based training changed it on the way; these are the values at the end.")

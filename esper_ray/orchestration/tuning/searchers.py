@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from esper_ray.errors import ConfigurationError
+from esper_ray.optional import optional
 from esper_ray.orchestration.tuning.search_file import (
     ASHA,
     PBT,
@@ -151,13 +152,12 @@ def require_optuna() -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    try:
-        import optuna
-    except ImportError:
+    found = optional("optuna", "logging", "create_study")
+    if found is None:
         raise ConfigurationError(
-            "algorithm optuna needs the extra [search]: pip install -e '.[search]', or use algorithm random"
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+            "algorithm optuna needs its library: pip install optuna (the extra [search]), or use algorithm random"
+        )
+    found[0].set_verbosity(found[0].WARNING)
 
 
 def scheduler(search: SearchFile) -> TrialScheduler:
