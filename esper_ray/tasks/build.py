@@ -20,7 +20,7 @@ from esper_ray.data import (
 )
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.models import MorphogeneticModel, build_host, registered_blueprints
-from esper_ray.seeding import Stream, derive_seed
+from esper_ray.seeding import Stream, derive_seed, forked_generators
 from esper_ray.tasks.registry import get_task_spec
 from esper_ray.tasks.settings import DataSettings
 from esper_ray.tasks.spec import TaskSpec
@@ -51,16 +51,17 @@ def require_sound(task: TaskSpec, inputs: Tensor | None = None) -> None:
         ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`; or `decisions.blueprints` names an
             unknown one.
     """
-    known = registered_blueprints(create_model(task).seed_slot.topology)
-    for name in task.decisions.blueprints or ():
-        if name not in known:
-            raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
     is_text = task.task_type == "lm"
     if inputs is None:
         inputs = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
     outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)
-    for drawn in every_host(task):
-        create_model(drawn).require_sound(inputs[:1], outputs)
+    with forked_generators():
+        known = registered_blueprints(create_model(task).seed_slot.topology)
+        for name in task.decisions.blueprints or ():
+            if name not in known:
+                raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
+        for drawn in every_host(task):
+            create_model(drawn).require_sound(inputs[:1], outputs)
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
