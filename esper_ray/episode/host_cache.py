@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from esper_ray.data.cache import cache_folder
 from esper_ray.errors import DatasetError
 from esper_ray.file_locks import locked
 from esper_ray.models.hosts import host_code
+from esper_ray.numerics import numeric_settings
 from esper_ray.tasks import TaskSpec
 
 _CODE = ("seeding.py", "lifecycle", "models", "data", "training", "tasks", "episode")
@@ -41,7 +42,11 @@ class HostCache:
 
     def __init__(self, kind: str, task: TaskSpec, data: Path, device: torch.device) -> None:
         settings = task.model_dump(mode="json", exclude={"reward", "heuristic", "episodes_per_iteration", "summary"})
-        identity = {"task": settings, "threads": torch.get_num_threads(), **numeric_provenance(task, data, device.type)}
+        identity = {
+            "task": settings,
+            "threads": torch.get_num_threads(),
+            **numeric_provenance(task, data, device.type, numeric_settings()),
+        }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = cache_folder() / "hosts" / f"{kind}-{digest}"
 
@@ -77,12 +82,13 @@ class HostCache:
             ) from error
 
 
-def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str]:
+def numeric_provenance(task: TaskSpec, data: Path, device: str, numerics: Mapping[str, str]) -> dict[str, str]:
     """Returns what the numbers of an episode follow from besides the task's settings, the seeds and the decisions.
 
     Args:
         data: the folder of the prepared data; its name changes with the data.
         device: "cpu" or "cuda".
+        numerics: of the process that plays, see `numeric_settings`.
     """
     on_gpu = device == "cuda" and torch.cuda.is_available()
     return {
@@ -91,6 +97,7 @@ def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str
         "torch": torch.__version__,
         "numpy": np.__version__,
         "code": _code(task),
+        **numerics,
     }
 
 

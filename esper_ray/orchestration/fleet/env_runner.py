@@ -4,7 +4,7 @@ import copy
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import psutil
@@ -20,10 +20,10 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from esper_ray.episode import EpisodeRecord, Policy
 from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.rollout import play_episodes
+from esper_ray.numerics import numeric_settings, play_as_actor
 from esper_ray.orchestration.fleet.actor_envs import DECISION_SEED, WORKER_INDEX, ActorEnv, OtherDecisionError
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
-from esper_ray.numerics import numeric_settings, play_as_actor
 from esper_ray.seeding import seeded
 
 
@@ -50,7 +50,7 @@ class WorkerInfo:
     hosts: int
     epoch_seconds: float
     memory: int
-    numerics: dict[str, str]
+    numerics: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from esper_ray import __version__
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.config import ExportConfig
 from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
 from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
@@ -74,7 +75,8 @@ def export_run(config: ExportConfig) -> Export:
         "kept_val_accuracy": row["kept_val_accuracy"],
     }
     try:
-        topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
+        with as_actor(run.threads):
+            topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
     return Export(number, folder, number not in kept, topology)
