@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+UNSET = "unset"
+"""Stands for the value of what is not set."""
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPRODUCIBLE_CUBLAS = ":4096:8"
 """Workspaces with which cuBLAS gives the same numbers each time: see "Results reproducibility" in its manual."""

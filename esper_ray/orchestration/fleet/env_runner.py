@@ -4,7 +4,7 @@ import copy
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
@@ -51,7 +51,7 @@ class WorkerInfo:
     hosts: int
     epoch_seconds: float
     memory: int
-    numerics: dict[str, str]
+    numerics: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

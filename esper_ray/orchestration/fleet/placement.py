@@ -45,7 +45,7 @@ class Placement:
 
     @property
     def threads_per_runner(self) -> int:
-        """Threads of torch in each, and in the processes that learn and replay: one for each whole CPU, at least one."""
+        """Threads of torch in each, and in the process that learns: one for each whole CPU, at least one."""
         return max(1, int(self.cpus_per_runner))
 
     @property
