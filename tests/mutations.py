@@ -87,11 +87,13 @@ def first_failure(copy: Path, tests: str) -> str | None:
             target=_run_pytest, args=(copy, [*options, tests], printed)
         )
         process.start()
-        process.join(_SECONDS)
-        if process.exitcode is None:
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
+        try:
+            process.join(_SECONDS)
+        finally:
+            if hangs := process.is_alive():
+                assert process.pid is not None
+                os.killpg(process.pid, signal.SIGKILL)
+        if hangs:
             return "(hangs)"
         if process.exitcode == 0:
             return None
@@ -153,6 +155,7 @@ def main() -> None:
     tiers = asked.tiers.split(",")
     if not set(tiers) <= set(TIERS):
         parser.error(f"--tiers {asked.tiers}: expected some of {','.join(TIERS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in LIBRARIES:
         importlib.import_module(name)
     found: Counter[str] = Counter()

@@ -71,7 +71,7 @@ def export_model(
     temporary = folder.parent / f".writing-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        (temporary / WEIGHTS).write_bytes(save(program.tensors))
+        (temporary / WEIGHTS).write_bytes(save(program.tensors))  # `save_file` would let nobody else read it
         (temporary / MODEL).write_text(_model_source(program, model, task, first))
         written = runpy.run_path(str(temporary / MODEL))["load"](temporary)
         with torch.inference_mode():

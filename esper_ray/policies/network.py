@@ -120,7 +120,7 @@ class _Head(nn.Module):
 def write_policy(folder: Path, spec: NetworkSpec, weights: dict[str, Tensor]) -> None:
     """Writes a policy network into a folder: plain numbers, nothing of which is executed when they are read."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    (folder / _WEIGHTS).write_bytes(save(stored))
+    (folder / _WEIGHTS).write_bytes(save(stored))  # `save_file` would let nobody else read it
     (folder / _SPEC).write_text(spec.model_dump_json(indent=2) + "\n")
 
 

@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 import pytest
+import ray
 from fakes import FakeHostEnv, FakeHostRun
 from learners import build
 
 from esper_ray.episode.host_run import Beginning, HostRun
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.progress import start_board
 
 pytestmark = pytest.mark.faults
@@ -33,19 +33,18 @@ class SlowedEnv(FakeHostEnv):
         return SlowedHostRun(self.task, data, self._device, episode_seed, self.action_table, beginning)
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray")
 def test_an_actor_that_goes_on_slowly_is_not_replaced() -> None:
-    with local_ray(num_cpus=2):
-        board = start_board("slow-machine")
-        algorithm = build(1, 1, env=SlowedEnv, board="slow-machine")
-        try:
-            assert algorithm.dispatcher is not None
-            algorithm.dispatcher.timeout_s = TIMEOUT_S
-            started = time.monotonic()
-            algorithm.train()
-            assert time.monotonic() - started > 2 * TIMEOUT_S
-            assert len(algorithm.episodes) == 1
-            assert sum(algorithm.losses.values()) == 0
-        finally:
-            algorithm.stop()
-        del board
+    board = start_board("slow-machine")
+    algorithm = build(1, 1, env=SlowedEnv, board="slow-machine")
+    try:
+        assert algorithm.dispatcher is not None
+        algorithm.dispatcher.timeout_s = TIMEOUT_S
+        started = time.monotonic()
+        algorithm.train()
+        assert time.monotonic() - started > 2 * TIMEOUT_S
+        assert len(algorithm.episodes) == 1
+        assert sum(algorithm.losses.values()) == 0
+    finally:
+        algorithm.stop()
+        ray.kill(board)

@@ -9,8 +9,6 @@ import pytest
 import ray
 from driver import command, refused, wait_until
 
-from esper_ray.orchestration.fleet.cluster import local_ray
-
 RUN = [
     *("--runners", "0", "--iterations", "1", "--episodes-per-iteration", "2", "--wait-only-episodes", "0"),
     *("--max-epochs", "12", "--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
@@ -46,20 +44,18 @@ def test_a_run_needs_no_git_no_writable_home_and_no_short_tmpdir_and_its_folder_
 
 
 @pytest.mark.faults
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray")
 def test_a_refused_token_is_named(tmp_path: Path) -> None:
     """Ray's own words after half a minute are that nobody answers."""
-    with local_ray(num_cpus=1):
-        address = ray.get_runtime_context().gcs_address
-        others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-        for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}):
-            found = subprocess.run(
-                command("train", "--address", address, "--out", tmp_path / "run", *RUN),
-                **{"env": {**others, **token, "HOME": str(tmp_path)}, "capture_output": True, "text": True},
-                **{"timeout": 200, "check": False},
-            )
-            assert found.returncode == 2
-            assert "the cluster refuses this user's token, or the lack of one; set RAY_AUTH_MODE" in found.stderr
-            assert found.stderr.count("\n") == 1
+    address = ray.get_runtime_context().gcs_address
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    for token in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32}):
+        found = subprocess.run(
+            command("train", "--address", address, "--out", tmp_path / "run", *RUN),
+            **{"env": {**others, **token, "HOME": str(tmp_path)}, "capture_output": True, "text": True},
+            **{"timeout": 200, "check": False},
+        )
+        assert found.returncode == 2
+        assert "the cluster refuses this user's token, or the lack of one; set RAY_AUTH_MODE" in found.stderr
+        assert found.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
-    assert "RAY_AUTH_TOKEN_PATH" not in os.environ

@@ -4,11 +4,11 @@ import time
 from typing import Any
 
 import pytest
+import ray
 from fakes import FakeHostEnv
 from learners import build
 
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.progress import start_board
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -23,17 +23,16 @@ class HangingEnv(FakeHostEnv):
         return (yield from super().step_steps(action))
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray")
 def test_a_host_that_always_hangs_ends_the_run_with_its_cause() -> None:
-    with local_ray(num_cpus=2):
-        board = start_board("hanging-host")
-        algorithm = build(1, 1, env=HangingEnv, board="hanging-host")
-        try:
-            assert algorithm.dispatcher is not None
-            algorithm.dispatcher.timeout_s = 3.0
-            with pytest.raises(EpisodeFailedError, match=r"failed 3 times; .* hung: it finished no epoch for 3 s"):
-                algorithm.train()
-            assert algorithm.losses["hung"] == 3
-        finally:
-            algorithm.stop()
-        del board
+    board = start_board("hanging-host")
+    algorithm = build(1, 1, env=HangingEnv, board="hanging-host")
+    try:
+        assert algorithm.dispatcher is not None
+        algorithm.dispatcher.timeout_s = 3.0
+        with pytest.raises(EpisodeFailedError, match=r"failed 3 times; .* hung: it finished no epoch for 3 s"):
+            algorithm.train()
+        assert algorithm.losses["hung"] == 3
+    finally:
+        algorithm.stop()
+        ray.kill(board)

@@ -144,15 +144,14 @@ def test_a_session_has_a_token_of_its_own_and_the_environment_is_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
     before = dict(os.environ)
     with session_environment(tmp_path):
+        assert "RAY_AUTH_TOKEN" not in os.environ
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.parent == tmp_path and len(token.read_text()) == 64
         os.environ["RAY_AUTH_MODE"] = "token"  # as Ray does
     assert dict(os.environ) == before
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 32)
-    with session_environment(tmp_path):
-        assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 
 
 WITHOUT_HOME = """

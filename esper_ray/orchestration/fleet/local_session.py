@@ -20,6 +20,8 @@ _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 _BEHIND_TMPDIR = len("/esper-01234567/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 LONGEST_TMPDIR = _LONGEST_SOCKET - _BEHIND_TMPDIR
 _TOKEN_FILE = "auth_token"
+_VARIABLES = ("RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""What a session sets in the environment; Ray itself sets the mode."""
 
 
 def make_session_folder() -> Path:
@@ -56,18 +58,16 @@ def _fits(folder: Path) -> bool:
 
 @contextmanager
 def session_environment(session: Path) -> Iterator[None]:
-    """Has Ray put its token and Ray Tune's lock files into the session's folder, not to stay for good.
+    """Has Ray's token and Ray Tune's lock files lie in the session's folder, not to stay for good.
 
-    By itself Ray would leave a token in the user's home, and need a home to leave it in. A token that the surroundings
-    name is used instead.
+    By itself Ray would leave a token in the user's home, and need a home to leave it in. A token that the environment
+    names may be of another session, which ends before this one.
     """
-    ours = {"RAY_TMPDIR": str(session)}
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        token = session / _TOKEN_FILE
-        token.write_text(secrets.token_hex(32))
-        ours["RAY_AUTH_TOKEN_PATH"] = str(token)
-    before = {name: os.environ.get(name) for name in (*ours, "RAY_AUTH_MODE")}  # Ray itself sets the mode
-    os.environ.update(ours)
+    token = session / _TOKEN_FILE
+    token.write_text(secrets.token_hex(32))
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would come first
+    os.environ.update({"RAY_TMPDIR": str(session), "RAY_AUTH_TOKEN_PATH": str(token)})
     _forget_token()
     try:
         yield

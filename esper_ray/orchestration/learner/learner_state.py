@@ -51,7 +51,7 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
     for parameter, values in state.optimizer["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": tensor for name, tensor in values.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    (folder / _TENSORS).write_bytes(save(stored))
+    (folder / _TENSORS).write_bytes(save(stored))  # `save_file` would let nobody else read it
     groups = [
         {name: value.item() if isinstance(value, Tensor) else value for name, value in group.items()}
         for group in state.optimizer["param_groups"]

@@ -75,7 +75,7 @@ class KeptHosts:
         partial = final.with_suffix(_PARTIAL)
         try:
             self._folder.mkdir(exist_ok=True)
-            partial.write_bytes(save(weights))
+            partial.write_bytes(save(weights))  # `save_file` would let nobody else read it
             partial.rename(final)
         except OSError as error:
             with suppress(OSError):
