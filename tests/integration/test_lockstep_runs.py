@@ -152,5 +152,5 @@ def test_a_run_trains_several_hosts_per_runner_and_its_replay_says_so(
 def test_more_hosts_than_there_are_episodes_for_are_refused_with_what_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["train", "--out", str(tmp_path / "run"), *SHORT, "--runners", "2", "--hosts-per-runner", "4"]) == 2
+    assert run(["train", "--out", str(tmp_path / "run"), *SHORT_RUN, "--runners", "2", "--hosts-per-runner", "4"]) == 2
     assert "use --hosts-per-runner 3 at most" in capsys.readouterr().err
