@@ -31,7 +31,6 @@ def run_in(folder: Path, command: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
@@ -45,7 +44,6 @@ def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "second" / "summary.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
@@ -55,7 +53,6 @@ def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
     assert "Done after 1 of 1 iterations" in trained
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_path: Path) -> None:
@@ -70,7 +67,6 @@ def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_p
     assert {path: path.stat().st_mtime_ns for path in trials} == trials
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Path) -> None:
@@ -88,7 +84,6 @@ def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
         assert run_in(tmp_path, [sys.executable, "-c", program])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_program_of_the_notebooks_page_runs(tmp_path: Path) -> None:
     (program,) = blocks("notebooks.md", "python")

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from esper_ray.cli.main import run
 from esper_ray.lifecycle import SeedStage
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 def test_growing_pays_on_real_digits(tmp_path: Path) -> None:
     """Even early on, the default task leaves wait-only hosts behind, and seeds travel the whole lifecycle."""
     out = tmp_path / "run"

@@ -248,7 +248,6 @@ def test_accuracy_of_a_text_counts_tokens() -> None:
     )
 
 
-@pytest.mark.slow
 def test_the_default_host_learns_english_below_two_nats_per_byte() -> None:
     """In 14 epochs here; in the 25 of an episode all the more."""
     result = run_ppo_episode(WaitPolicy(), get_task_spec("pydoc", {"max_epochs": 14}))
