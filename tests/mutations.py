@@ -105,6 +105,7 @@ def first_failure(copy: Path, tests: str) -> str | None:
 def _run_pytest(copy: Path, arguments: Sequence[str], printed: TextIO) -> NoReturn:
     """Runs pytest in this process, which has the libraries from its parent, and nothing of esper_ray."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(printed.fileno(), stream)
     os.chdir(copy)

@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if (shard := config.getoption("shard")) is not None:
         config.pluginmanager.register(Shard(*parsed(shard)))
-    if config.getoption("store_durations"):
+    if config.getoption("store_durations") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Stopwatch())
 
 
@@ -62,8 +62,11 @@ class Shard:
         self._files = divided(durations, count)[number - 1]
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        others = [item for item in items if item.path.parent == HERE and item.path.name not in self._files]
-        items[:] = [item for item in items if item not in others]
+        kept, others = [], []
+        for item in items:
+            is_other = item.path.parent == HERE and item.path.name not in self._files
+            (others if is_other else kept).append(item)
+        items[:] = kept
         config.hook.pytest_deselected(items=others)
 
 
