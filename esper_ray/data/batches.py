@@ -78,14 +78,15 @@ class BatchLoader(ABC):
 
 
 class SampleLoader(BatchLoader):
-    """Batches of labelled samples: one gather, one conversion and one normalisation each.
+    """Batches of labelled samples: one gather, one conversion and one standardisation each.
 
     Args:
-        inputs: (N, channels, …) uint8 or float32.
+        inputs: (N, channels, …) uint8, int64 or float32.
         targets: (N,) int64.
         batch_size: samples per batch.
         device: where the batches are made.
-        mean, std: per channel, in the units of `inputs`; batches are (inputs − mean)/std, float32.
+        mean, std: per channel, in the units of `inputs`; batches are (inputs − mean)/std, float32. Empty: batches hold
+            the inputs as they are, integers as int64.
         shuffle: draw a new order each epoch.
         augmentation: changes the stored values of each batch, at random.
     """
@@ -107,6 +108,7 @@ class SampleLoader(BatchLoader):
         self._inputs = inputs.to(home).movedim(1, -1).contiguous()  # (N, …, channels), as prepared data lies on disk
         self._targets = targets.to(home)
         places = self._inputs[0].numel() // inputs.shape[1]
+        self._standardises = bool(mean)
         self._offset = -torch.tensor(mean, device=device).repeat(places)
         self._scale = (1.0 / torch.tensor(std, device=device)).repeat(places)
         self._shuffle = shuffle
@@ -188,12 +190,14 @@ class SampleLoader(BatchLoader):
         return order if self._rows is None else self._rows[order], drawn
 
     def _prepared(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns augmented and normalised inputs (N, …, channels), and targets, on the device."""
+        """Returns augmented and standardised inputs (N, …, channels), and targets, on the device."""
         inputs = _to_device(stored, self._device)
         if self._augmentation is not None and drawn is not None:
             inputs = self._augmentation.apply(inputs.movedim(-1, 1), drawn).movedim(1, -1)
-        values = inputs.to(torch.float32, copy=True).contiguous()  # floats may be the memory map itself
-        values.flatten(1).add_(self._offset).mul_(self._scale)  # whole samples: a few channels make slow inner loops
+        kind = torch.float32 if self._standardises or inputs.is_floating_point() else torch.int64
+        values = inputs.to(kind, copy=True).contiguous()  # inputs may be the memory map itself
+        if self._standardises:  # whole samples: a few channels make slow inner loops
+            values.flatten(1).add_(self._offset).mul_(self._scale)
         return values, _to_device(targets, self._device)
 
 

@@ -104,6 +104,11 @@ class SeedSlot(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if self._feature_shape is None:
+            if not features.is_floating_point():
+                raise LifecycleError(
+                    f"features of type {features.dtype} reach the slot, but a seed needs floating-point ones: move the "
+                    "injection point, as behind an embedding"
+                )
             self._feature_shape = tuple(features.shape[1:])
         if self.seed is None or self.state is None:
             return features

@@ -1,4 +1,4 @@
-"""What a run will need before it begins: a real epoch is timed on every actor, and the rest follows."""
+"""Estimates of time and memory before a run, from one real epoch timed on every actor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ _SHORTEST_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where the actors sit, and what an epoch takes there.
+    """Placement of the actors and the measured time of an epoch.
 
     Attributes:
         workers: of the actors, or of this process without any.
         epochs: of an episode.
-        timeout_seconds: after which an actor that has not finished its episode is replaced.
+        timeout_seconds: after which an actor that has finished no epoch is replaced.
     """
 
     workers: tuple[WorkerInfo, ...]

@@ -167,7 +167,7 @@ def _task_of(path: Path, config: Row) -> TaskSpec:
 
 
 def _require_whole(run: RecordedRun, row: Row) -> None:
-    """Checks that a row holds what an episode is played from, and a value for every epoch in each of its columns.
+    """Checks that a row has everything needed to replay its episode, and a value per epoch in each column.
 
     Raises:
         RunFolderError: it does not.
@@ -192,7 +192,7 @@ def _damaged(run: RecordedRun, row: Row, what: str) -> RunFolderError:
 
 
 def _compare(epoch: int | None, recorded: Row, found: Row, on_difference: Callable[[Difference], None]) -> None:
-    """Names every value that differs, in the order in which a row is written; what is nowhere counts as None."""
+    """Returns the differing values, in the order of a row; a missing value counts as None."""
     was, now = _dotted(recorded), _dotted(found)
     for name in dict.fromkeys([*now, *was]):
         if was.get(name) != now.get(name):
@@ -200,7 +200,7 @@ def _compare(epoch: int | None, recorded: Row, found: Row, on_difference: Callab
 
 
 def _of_the_whole(row: Row) -> Row:
-    """Returns what a row says of the episode as a whole."""
+    """Returns a row's values of the whole episode."""
     return {name: value for name, value in row.items() if name not in (*_PER_EPOCH, *_PLACE, *_COST)}
 
 
@@ -210,7 +210,7 @@ def _at(columns: Mapping[str, Any], index: int) -> Row:
 
 
 def _dotted(row: Mapping[str, Any], prefix: str = "") -> Row:
-    """Returns a nested row as a flat one; what was nested gets names such as "reward_components.rent"."""
+    """Flattens a nested row; nested values get names such as "reward_components.rent"."""
     flat: Row = {}
     for name, value in row.items():
         flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""Whether a recorded episode comes out the same when its decisions are taken again."""
+"""Replays a recorded episode from its decisions and reports differences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _COMMIT_DIGITS = 12
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found.
+    """The result of a replay.
 
     Attributes:
         episode: number in the run.
