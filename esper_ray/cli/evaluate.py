@@ -1,10 +1,9 @@
 """`esper-ray evaluate`: plays a checkpoint's policy on held-out hosts and says what came of it."""
 
-import warnings
 from collections import Counter
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import drawn_host, losses, timeline
+from esper_ray.cli.summary import drawn_host, losses, next_command, timeline
 from esper_ray.orchestration.config import EvaluateConfig
 from esper_ray.orchestration.held_out.evaluate import EvaluationResult, evaluate_checkpoint
 
@@ -17,7 +16,6 @@ _ACTING = {
 
 def run_evaluate(config: EvaluateConfig) -> int:
     """Evaluates, prints the summary, and returns the exit code."""
-    warnings.filterwarnings("ignore")
     with make_display() as display:
         result = evaluate_checkpoint(config, display)
     print("\n".join(_summary(result, config)))
@@ -45,4 +43,9 @@ def _summary(result: EvaluationResult, config: EvaluateConfig) -> list[str]:
             f"  {timeline(outcome.stages)}  {outcome.kept_test_accuracy:5.1f} %  {outcome.kept_blueprint or 'nothing'}"
             f"{drawn_host(outcome)}"
         )
-    return [*lines, *losses(result.losses), f"Written to {result.file}", f"Next: esper-ray compare {config.checkpoint}"]
+    return [
+        *lines,
+        *losses(result.losses),
+        f"Written to {result.file}",
+        next_command("esper-ray", "compare", config.checkpoint),
+    ]

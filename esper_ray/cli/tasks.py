@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper_ray.cli.display import make_console
+from esper_ray.cli.display import FittingTable, make_console
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import ConfigurationError, DatasetError, EsperError
@@ -75,7 +75,7 @@ def _print_settings(console: Console, task: TaskSpec) -> None:
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
         settings.add_row(key, Text(str(value)))
-    console.print(settings)
+    console.print(FittingTable(settings))
 
 
 def _device() -> str:

@@ -20,7 +20,8 @@ class LearnedPolicy:
 
     Args:
         network: the policy network; a recurrent one keeps its state from step to step.
-        actions, observation: names that it was trained with, in order; an environment with other ones is refused.
+        actions: names of the actions that it was trained with, in order; an environment with other ones is refused.
+        observation: names of the observed values, likewise.
         acting: how its probabilities become an action.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper_ray import __version__
-from esper_ray.errors import CheckpointError, differing_names
+from esper_ray.errors import CheckpointError, differing_names, no_permission
 from esper_ray.policies.network import POLICY_FILES
 from esper_ray.tasks import TaskSpec
 
@@ -95,6 +95,8 @@ def read_manifest_as(kind: type[_Manifest], folder: Path, versions: Mapping[str,
         folder: the checkpoint.
         versions: package → version that must have written it.
     """
+    if (refusal := no_permission(folder, within=True)) is not None:
+        raise CheckpointError(refusal)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no checkpoint: there is no such folder; name one of RUN/checkpoints")
     values = _read_values(folder)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from esper_ray.errors import CheckpointError
@@ -119,7 +119,8 @@ class _Head(nn.Module):
 
 def write_policy(folder: Path, spec: NetworkSpec, weights: dict[str, Tensor]) -> None:
     """Writes a policy network into a folder: plain numbers, nothing of which is executed when they are read."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    (folder / _WEIGHTS).write_bytes(save(stored))  # `save_file` would let nobody else read it
     (folder / _SPEC).write_text(spec.model_dump_json(indent=2) + "\n")
 
 

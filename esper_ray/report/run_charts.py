@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.paired import TOO_FEW
 from esper_ray.report.palette import SEQUENCE, action_vars, legend, var
 from esper_ray.report.specs import (
     Chart,
@@ -319,9 +320,10 @@ def _differences(comparison: Mapping[str, Any]) -> list[Row]:
     for control, entry in comparison["controls"].items():
         for way, values in (("sampled", entry), ("median", entry.get("median"))):
             if values and values.get("difference"):
-                low, high = values["difference"]["ci95"]
                 place = {"control": f"− {control}", "way": way, "verdict": values.get("verdict", "")}
-                rows.append({**place, "mean": values["difference"]["mean"], "low": low, "high": high})
+                interval = values["difference"]["ci95"]
+                known = {} if values.get("verdict") == TOO_FEW else {"low": interval[0], "high": interval[1]}
+                rows.append({**place, "mean": values["difference"]["mean"], **known})
     return rows
 
 

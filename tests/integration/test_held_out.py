@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 from driver import refused
 from fakes import HeldOutEnv
+from finished_runs import EPOCHS, FinishedRuns
+from shared_ray import start as start_ray
 
 from esper_ray.cli.main import run
 from esper_ray.episode import MorphogenesisEnv
@@ -17,7 +18,6 @@ from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
@@ -27,26 +27,26 @@ from esper_ray.orchestration.run.checkpoint import held_out, read_manifest
 from esper_ray.policies import LearnedPolicy, SchedulePolicy
 from esper_ray.policies.manifest import write_manifest
 
-SMALL = [
-    *("--episodes-per-iteration", "6", "--max-epochs", "12", "--wait-only-episodes", "0", "--ppo.minibatch-size", "32"),
-    *("--set", "data.train_samples=64", "data.validation_samples=50", "decisions.min_cull_age=11"),
+pytestmark = pytest.mark.usefixtures("session_ray")
+
+OTHER = [
+    *("--runners", "0", "--episodes-per-iteration", "4", "--max-epochs", str(EPOCHS), "--wait-only-episodes", "0"),
+    *(
+        "--reward",
+        "paired",
+        "--set",
+        "data.train_samples=64",
+        "data.validation_samples=50",
+        "decisions.min_cull_age=11",
+    ),
 ]
-ROUNDS = ["--search-rounds", "1,2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray() -> Iterator[None]:
-    with local_ray(num_cpus=2):
-        yield
+ROUNDS = ["--search-rounds", "1,2", "--runners", "0"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(finished_runs: FinishedRuns) -> Path:
     """The checkpoint of a short run over a host pool, with evaluations on the way."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["train", "--iterations", "2", "--host-pool", "4", "--skip-forced-waits", "--out", str(out), *SMALL]
-    assert run([*arguments, "--evaluate-every", "2", "--evaluation-episodes", "3"]) == 0
-    return out / "checkpoints" / "iteration_000002"
+    return finished_runs.folder("pooled") / "checkpoints" / "iteration_000002"
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "held_out"
-    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), "--timelines", "2"]) == 0
+    assert (
+        run(["evaluate", str(trained), "--episodes", "4", "--runners", "2", "--out", str(out), "--timelines", "2"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "4 held-out hosts, sampled, after 2 iterations: kept test accuracy" in printed
     played = rows(out)
@@ -95,7 +97,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
 ) -> None:
     out = tmp_path / "held_out"
     greedy = ["--greedy"] * (way == "median")
-    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
+    assert run(["evaluate", str(trained), "--episodes", "4", "--runners", "0", "--out", str(out), *greedy]) == 0
     actor = ActorSettings(read_manifest(trained).task_spec())
     learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=4, seed=0)
     config = build_config(actor, learning, Placement(1, 1, 0.0))
@@ -142,6 +144,7 @@ def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(tra
 
 @pytest.fixture(scope="module")
 def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    start_ray()
     out = tmp_path_factory.mktemp("compared") / "held_out"
     assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS]) == 0
     return out
@@ -188,8 +191,8 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     assert found["verdict"].startswith("No difference shown")  # four hosts are too few
     spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
     metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
-    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * 12
-    assert spent["schedule"] == found["schedule"]["episodes"] * 12
+    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * EPOCHS
+    assert spent["schedule"] == found["schedule"]["episodes"] * EPOCHS
     assert spent["wait"] == 0
 
 
@@ -217,7 +220,7 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
     (out / "episodes.jsonl").write_text(whole[: len(whole) // 2])  # in the middle of a line
     (out / "comparison.json").unlink()
     kept = set((out / "episodes.jsonl").read_text().splitlines()[:-1])
-    assert run(["compare", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *ROUNDS]) == 0
+    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS, "--runners", "1"]) == 0
     again, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, compared))
     of_this_call = {"seconds": 0, "run": {}}
     assert again | of_this_call == before | of_this_call
@@ -232,27 +235,26 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
 
 
 def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, finished_runs: FinishedRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *SMALL]) == 0
+    assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *OTHER]) == 0
     second = other / "checkpoints" / "iteration_000001"
     out = tmp_path / "held_out"
-    controls = ["--controls", "wait", "--episodes", "3", "--out", str(out)]
+    controls = ["--controls", "wait", "--episodes", "3", "--runners", "0", "--out", str(out)]
     assert run(["compare", str(trained), str(second), *controls]) == 0
     found = json.loads((out / "comparison-of-2.json").read_text())
     each = [found["checkpoints"][str(path)]["controls"]["wait"]["difference"]["mean"] for path in (trained, second)]
     assert found["controls"]["wait"]["difference"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
     assert "(seed 7)" in capsys.readouterr().out.replace("\n", " ").replace("│", "").replace("  ", " ")
 
-    varied = tmp_path / "varied"
-    assert run(["train", "--iterations", "1", "--host-variety", "--out", str(varied), *SMALL]) == 0
+    varied = finished_runs.copy("varied", tmp_path / "varied")
     third = varied / "checkpoints" / "iteration_000001"
     assert "differ in variety: compare them one by one" in refused(capsys, "compare", trained, third)
     again = tmp_path / "again" / trained.name
     shutil.copytree(trained, again)
     assert "have the same training seed 0" in refused(capsys, "compare", trained, again)
-    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4"]) == 0
+    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4", "--runners", "0"]) == 0
     assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
     found = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())
     assert found["checkpoints"][str(third)]["median_by_host"] == found["median_by_host"]

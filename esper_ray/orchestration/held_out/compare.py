@@ -19,6 +19,7 @@ from esper_ray.orchestration.held_out.evaluate import (
 from esper_ray.orchestration.held_out.schedule_search import FoundSchedule, search_schedule
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest, held_out
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import write_json
 from esper_ray.policies import HeuristicPolicy, LearnedPolicy, RandomPolicy, WaitPolicy
@@ -27,7 +28,7 @@ _FILE = "comparison.json"
 
 
 def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
-    """Plays what is missing and compares. Ended early, the same command goes on where it was.
+    """Plays the missing episodes and compares the policies. An interrupted comparison continues on the next call.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or of another task, action space or version than the first.
@@ -42,10 +43,10 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
     task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
     seeds = _held_out_of_all(manifests, config.episodes)
     require_store(out)
-    with started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
+    with claimed(out), started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
         for checkpoint in manifests.values():
             checkpoint.require_spaces(plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
+        with EpisodeStore(out, store_settings(first, plan, config.data_dir), is_claimed=True) as store:
             observer.on_start(plan, board)
             table = _Table(store, algorithm, plan, seeds, observer)
             controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}

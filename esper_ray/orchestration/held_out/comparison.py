@@ -1,4 +1,4 @@
-"""What a comparison came to: learned policies, controls, and the differences between them."""
+"""The result of a comparison: learned policies, controls, and the differences between them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Played:
 
 @dataclass
 class Comparison:
-    """What the episodes came to.
+    """The result of a comparison.
 
     Attributes:
         manifests: of each checkpoint, by its folder.
@@ -75,13 +75,13 @@ class Comparison:
         return {name: self.difference(name, way, checkpoints, paired.score) for name in self.control_names}
 
     def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
-        """Returns in a sentence what the checkpoints' scores of record say."""
+        """Returns the verdict on the checkpoints' scores of record as a sentence."""
         together = f", the mean of {len(checkpoints)} training seeds" if len(checkpoints) > 1 else ""
         who = f"the learned policy ({way}{together})"
         return paired.verdict(self.differences(way, checkpoints), len(self.seeds), who)
 
     def by_host(self, checkpoints: Sequence[str], way: str = "sampled") -> list[dict[str, Any]]:
-        """Returns what the checkpoints' policies did on which hosts, where hosts differ; see `growth_by_host`."""
+        """Returns the growth per kind of host, where hosts differ; see `growth_by_host`."""
         if not self.plan.task.variety.enabled:
             return []
         against = next((name for name in ("schedule", "wait") if name in self.controls), None)
@@ -89,7 +89,7 @@ class Comparison:
         return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
+        """Returns the content of comparison.json: the checkpoints together and, if several, each by itself."""
         everyone = list(self.manifests)
         sections = {
             name: {

@@ -1,4 +1,4 @@
-"""Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+"""The base of the learners: samples exactly the requested episodes, none dropped or counted twice."""
 
 import tempfile
 from abc import abstractmethod
@@ -28,6 +28,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, PendingTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.progress import find_board
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.learner.health import UpdateWatch
@@ -45,7 +46,7 @@ from esper_ray.policies.network import (
     read_policy,
     write_policy,
 )
-from esper_ray.seeding import Stream, derive_seed, seed_global
+from esper_ray.seeding import Stream, derive_seed, seeded_globally
 
 _TARGET_PREFIX = "_old_"
 """Of the parts of APPO's network that only its learner needs."""
@@ -82,7 +83,8 @@ class EpisodeAlgorithm(Algorithm):
         self.keep_from = inf
         self._weights_version = 0
         actors = self.env_runner_group._worker_manager.actors()
-        self.dispatcher = Dispatcher(actors, self.hosts_per_runner) if actors else None
+        board = find_board(config.env_config["board"])
+        self.dispatcher = Dispatcher(actors, self.hosts_per_runner, board=board) if actors else None
         self._publish_weights()
 
     def cleanup(self) -> None:
@@ -147,7 +149,7 @@ class EpisodeAlgorithm(Algorithm):
     # --- playing -------------------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
-        """Has the iteration's episodes played and updates the policy."""
+        """Collects the iteration's episodes from the actors and updates the policy."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._collect()
             metrics = [episode.metrics for episode in played if episode.metrics is not None]
@@ -194,7 +196,7 @@ class EpisodeAlgorithm(Algorithm):
     def _play(
         self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Sequence[Ticket]], Any]
     ) -> Iterator[PlayedEpisode]:
-        """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
+        """Yields the episodes as they end. Unfinished ones are abandoned when the caller is interrupted."""
         if self.dispatcher is None:
             for begin in range(0, len(tickets), self.hosts_per_runner):
                 with allowed_interrupts():
@@ -215,7 +217,7 @@ class EpisodeAlgorithm(Algorithm):
             self.dispatcher.abandon(queue)
 
     def _start_training(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
-        """Has an actor play tickets with the present weights."""
+        """Starts tickets on an actor with the present weights."""
         return call(actor, "play", tickets, self.keep_from, self._weights)
 
     def _publish_weights(self) -> None:
@@ -230,12 +232,12 @@ class EpisodeAlgorithm(Algorithm):
     # --- learning ------------------------------------------------------------------------------------------------
 
     def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
-        """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
-        seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
+        """Updates the policy. The order of the minibatches depends on seed and iteration only."""
         config = self.config
-        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
-        self._learn(rollouts)
-        self.learner_figures = watch.report()
+        with seeded_globally(derive_seed(config.seed, Stream.LEARNER, self.iteration)):
+            watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
+            self._learn(rollouts)
+            self.learner_figures = watch.report()
 
     @property
     @abstractmethod

@@ -40,7 +40,7 @@ def rllib_model_config(
 
 
 def initial_state(module: RLModule, episodes: int) -> Any:
-    """Returns what a recurrent network starts `episodes` episodes with: nested, each tensor (episodes, width)."""
+    """Returns the initial state of a recurrent network for `episodes` episodes, each tensor (episodes, width)."""
     device = next(iter(module.parameters())).device
 
     def repeated(value: Any) -> Any:

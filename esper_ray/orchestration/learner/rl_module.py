@@ -1,5 +1,6 @@
 """The policy networks: RLlib's default modules behind an action mask."""
 
+import logging
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,9 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS
 from ray.rllib.utils.torch_utils import FLOAT_MIN
 from torch import Tensor
+
+# RLlib warns of an argument that it passes to itself, whenever a network is built.
+logging.getLogger("ray._common.deprecation").addFilter(lambda record: "RLModule(config=" not in record.getMessage())
 
 
 class MaskedPPOTorchRLModule(DefaultPPOTorchRLModule):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and whether it can be trusted with the present task, actions and version."""
+"""The manifest of a checkpoint, and its validation against the present task, actions and version."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from esper_ray.policies.manifest import PolicyManifest, read_manifest_as
 
 
 class CheckpointManifest(PolicyManifest):
-    """What a checkpoint was trained on, and how far.
+    """The manifest of a checkpoint: what it was trained on, and for how long.
 
     Attributes:
         seed, runners, episodes_per_iteration, host_pool, consumed: what the training seeds follow from; `consumed` as
@@ -49,7 +49,7 @@ class CheckpointManifest(PolicyManifest):
         return list(dict.fromkeys(ticket.episode_seed for ticket in tickets))
 
     def search_seeds(self, count: int) -> list[int]:
-        """Returns `count` host seeds to search a control on: those of the training, and what it would have used next.
+        """Returns `count` host seeds to search a control on: those of the training and its continuation.
 
         They are no fewer for a policy that trained on few hosts, so the control is as strong.
         """
@@ -75,7 +75,7 @@ def present_versions() -> dict[str, str]:
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """Returns what a checkpoint says of itself, after checking that every file is as it was written.
+    """Returns the manifest of a checkpoint, after verifying the checksum of every file.
 
     Raises:
         CheckpointError: it is no checkpoint, was written by another version, or is damaged.

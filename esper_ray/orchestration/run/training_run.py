@@ -21,10 +21,11 @@ from esper_ray.orchestration.run.run_result import RunResult, RunTally, write_ta
 from esper_ray.policies import LearnedPolicy, WaitPolicy
 from esper_ray.policies.manifest import write_manifest
 from esper_ray.seeding import Stream, derive_seed
+from esper_ray.shell import pasteable
 
 
 class TrainingRun:
-    """Takes a run from iteration to iteration. Whoever made the actors and the folder ends them.
+    """Runs the iterations of a training. The caller owns actors and folder, and closes them.
 
     An interrupt while episodes are played abandons the iteration: `iterate` may be called again and plays the same one.
     One that comes later, while the policy is updated, is held back until the iteration is over and written down. One
@@ -65,7 +66,7 @@ class TrainingRun:
         return self.iteration >= self._plan.iterations
 
     def resume_from(self, tally: RunTally) -> None:
-        """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
+        """Resumes a run with the totals `tally`, whose rows and hosts are in the folder."""
         self.result.tally = tally
         self._has_waited = True
         self._losses_before = tally.losses
@@ -119,7 +120,7 @@ class TrainingRun:
         return row
 
     def _require_written_down(self) -> None:
-        """Refuses to go on, or to write a checkpoint, after an iteration whose rows could not be written.
+        """Refuses to continue, or to write a checkpoint, after an iteration whose rows could not be written.
 
         Raises:
             RunFolderError: the rows of one are missing.
@@ -127,7 +128,8 @@ class TrainingRun:
         if not self._is_written_down:
             path = self._folder.path
             raise RunFolderError(
-                f"the rows of iteration {self.iteration} in {path} could not be written; go on with --resume {path}"
+                f"the rows of iteration {self.iteration} in {path} could not be written; go on with "
+                f"{pasteable('--resume', path)}"
             )
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
@@ -211,7 +213,7 @@ class TrainingRun:
         return self._folder.save_checkpoint(self.iteration, save, self.config.checkpoint_every)
 
     def finish(self, seconds: float) -> RunResult:
-        """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time.
+        """Writes checkpoint and summary, and returns the result after `seconds` of wall time.
 
         After an iteration whose rows could not be written, it writes neither: the run is at its last checkpoint.
 
