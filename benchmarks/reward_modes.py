@@ -74,21 +74,21 @@ def _esper_ray(*arguments: object) -> None:
 
 
 def _table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row per mode: means over the training seeds, and paired differences, greedy and sampled."""
+    """Returns a row per mode: means over the training seeds, and paired differences, median and sampled."""
     lines = [
-        "| reward | host epochs a run | score, sampled (each training seed) | score, greedy | − wait, sampled "
-        "| − schedule, sampled | − schedule, greedy | − schedule in kept test %, sampled |",
+        "| reward | host epochs a run | score, sampled (each training seed) | score, median | − wait, sampled "
+        "| − schedule, sampled | − schedule, median | − schedule in kept test %, sampled |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for mode, result in found.items():
-        rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "greedy")}
+        rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "median")}
         spent = sum(row["host_epochs_spent"] for row in rows["sampled"]) / len(rows["sampled"])
         wait, schedule = (result["controls"][name] for name in CONTROLS)
         cells = [
             f"`{mode}`",
             f"{spent:,.0f}",
-            *(_scores(rows[way]) for way in ("sampled", "greedy")),
-            *(_difference(of) for of in (wait, schedule, schedule["greedy"], schedule["kept_test_accuracy"])),
+            *(_scores(rows[way]) for way in ("sampled", "median")),
+            *(_difference(of) for of in (wait, schedule, schedule["median"], schedule["kept_test_accuracy"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 import ray
+import shared_ray
 import torch
-from driver import SETTINGS, ended
 from fast_tasks import make_fast_task
+from finished_runs import FinishedRuns
 from processes import leftovers, ray_processes
 
 from esper_ray.tasks import TaskSpec
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a Ray, then those that need another one or none, so that it seldom starts twice; then units."""
+    items.sort(key=lambda item: (item.path.parent.name == "unit", "no_ray" in getattr(item, "fixturenames", ())))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +38,7 @@ def _one_thread_and_own_folders(tmp_path_factory: pytest.TempPathFactory) -> Ite
         for folder in ("support", "unit", "integration", "nightly"):
             patch.setenv("PYTHONPATH", str(Path(__file__).parent / folder), prepend=os.pathsep)
         yield
+        shared_ray.stop()
 
 
 @pytest.fixture
@@ -41,9 +48,27 @@ def fast_task() -> TaskSpec:
 
 
 @pytest.fixture
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs in a folder of its own; afterwards no process, folder or shared memory of Ray may be left."""
+def session_ray() -> None:
+    """The Ray of four CPUs that all tests of this process share; commands that are run in this process use it."""
+    shared_ray.start()
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """No Ray runs in this process at the start."""
+    shared_ray.stop()
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the test works."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def nothing_left_behind(no_ray: None, own_folder: Path) -> Iterator[None]:
+    """Runs in a folder of its own; afterwards no process, folder or shared memory of Ray may be left."""
     processes, folders = ray_processes(), leftovers()
     yield
     assert not ray.is_initialized()
@@ -55,12 +80,15 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture(scope="session")
-def undisturbed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run of `driver.SETTINGS` to which nothing happened. Copy it before changing anything."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    finished = ended("train", "--out", out, *SETTINGS)
-    assert (finished.returncode, finished.stderr) == (0, "")
-    return out
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> FinishedRuns:
+    """Runs that are over. Copy one before changing anything."""
+    return FinishedRuns(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_run(finished_runs: FinishedRuns) -> Path:
+    """The folder of the run of `driver.SETTINGS`, played without an actor, to which nothing happened."""
+    return finished_runs.folder("undisturbed")
 
 
 @pytest.fixture

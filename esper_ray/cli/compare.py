@@ -4,10 +4,10 @@ from rich.table import Table
 
 from esper_ray.cli.display import FittingTable, make_console, make_display
 from esper_ray.cli.summary import losses
-from esper_ray.orchestration.config import CompareConfig
+from esper_ray.orchestration.config import WAYS, CompareConfig
 from esper_ray.orchestration.held_out import paired
 from esper_ray.orchestration.held_out.compare import compare
-from esper_ray.orchestration.held_out.comparison import WAYS, Comparison, Played
+from esper_ray.orchestration.held_out.comparison import Comparison, Played
 
 
 def run_compare(config: CompareConfig) -> int:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.config import WAYS, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.progress import BoardReader, HostProgress
 from esper_ray.orchestration.run.plan import RunPlan
 
@@ -213,8 +213,7 @@ def plan_line(run: RunPlan) -> str:
 def evaluation_line(evaluation: Mapping[str, Any]) -> str:
     """Returns what an evaluation during training found, in a line."""
     found = ", ".join(
-        f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})"
-        for way in ("sampled", "greedy")
+        f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})" for way in WAYS
     )
     return f"on {evaluation['episodes']} held-out hosts: kept val accuracy {found}"
 

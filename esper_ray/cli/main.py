@@ -71,6 +71,9 @@ def run(arguments: Sequence[str]) -> int:
     except EsperError as error:
         print(f"esper-ray: {' '.join(str(error).split())}", file=sys.stderr)  # torch's own messages run over lines
         return _USAGE_ERROR
+    except PermissionError as error:
+        print(f"esper-ray: no permission for {error.filename}: ask its owner for it, or name another", file=sys.stderr)
+        return _USAGE_ERROR
     except KeyboardInterrupt:
         print("esper-ray: interrupted", file=sys.stderr)
         return 130

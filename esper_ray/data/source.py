@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.plugins import is_redefinition
+from esper_ray.user_code import remember_code
 
 Split = tuple[NDArray[Any], NDArray[Any]]
-"""Inputs (N, …) uint8 or float32 (images: (N, channels, height, width)) and labels (N,) of whole numbers from 0."""
+"""Inputs (N, …) and labels (N,) of whole numbers from 0. Images are (N, channels, height, width). Bytes (uint8) and
+floating-point inputs are standardised unless the task says otherwise; other integers, such as token ids or categories,
+reach the host as they are, int64."""
 
 Splits = dict[str, Split]
 """Split name ("train", "validation", "test") → its samples, already shuffled."""
@@ -90,6 +93,7 @@ def data_source(
         if name in _SOURCES and not is_redefinition(_SOURCES[name].read, read):
             raise ConfigurationError(f"data source '{name}' is already registered")
         _SOURCES[name] = DataSource(name, description, version, find or no_folder(name), read, kind, hub)
+        remember_code(read)
         return read
 
     return register

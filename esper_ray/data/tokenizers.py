@@ -70,7 +70,7 @@ class GPT2Tokenizer:
         try:
             self._tokenizer = found[0].from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
+            raise DatasetError.altered(path, error) from error
         size, end = self._tokenizer.get_vocab_size(), self._tokenizer.token_to_id(_GPT2_END)
         if size != VOCABULARIES["gpt2"] or end is None:
             raise DatasetError(

@@ -182,12 +182,17 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run, reports = self._new_run(episode_seed), []
         while not run.is_over and not run.has_choice:
             reports.append(run.train_epoch())
+            self._on_epoch()
         return Beginning(tuple(reports), run.state())
 
     def _train_twin(self, episode_seed: int, beginning: Beginning | None) -> tuple[float, ...]:
         """Trains a host that only waits; returns its validation accuracy after each epoch, percent."""
         run = self._new_run(episode_seed, beginning)
-        return tuple(run.train_epoch().outcome.val_accuracy for _ in range(self.task.max_epochs))
+        accuracies = []
+        while not run.is_over:
+            accuracies.append(run.train_epoch().outcome.val_accuracy)
+            self._on_epoch()
+        return tuple(accuracies)
 
     def step(self, action: np.int64 | int) -> StepResult:
         """Lets the decision take effect, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
@@ -222,10 +227,14 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run.decide(action)
         stage = run.model.seed_slot.stage.name
         report = yield from run.epoch_steps()
+        self._on_epoch()
         components = reward_components(self._reward_input(before, action, report), self.task.reward)
         reward = sum(components.values())
         self._epochs.append(self._epoch_record(action, stage, report, reward, components))
         return reward * self.task.reward.discount**discounted_epochs
+
+    def _on_epoch(self) -> None:
+        """Is called after every epoch, of the host or of its twin."""
 
     def state(self) -> bytes | None:
         """Returns the episode in progress; None in a beginning that is taken over, where there is no host yet."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,7 +71,7 @@ def export_model(
     temporary = folder.parent / f".writing-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        save_file(program.tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(save(program.tensors))  # `save_file` would let nobody else read it
         (temporary / MODEL).write_text(_model_source(program, model, task, first))
         written = runpy.run_path(str(temporary / MODEL))["load"](temporary)
         with torch.inference_mode():

@@ -14,6 +14,7 @@ from torch import nn
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.plugins import is_redefinition
 from esper_ray.seeding import seeded
+from esper_ray.user_code import remember_code
 
 SeedFactory = Callable[[int], nn.Module]
 Obstacle = Callable[[torch.device, int], str | None]
@@ -71,6 +72,7 @@ def blueprint(
         if known is not None and not is_redefinition(known.factory, factory):
             raise ConfigurationError(f"blueprint '{blueprint_id}' is already registered for topology '{topology}'")
         _REGISTRY[topology, blueprint_id] = _Entry(factory, obstacle)
+        remember_code(factory)
         return factory
 
     return register
@@ -98,6 +100,11 @@ def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
 def seed_factory(blueprint_id: str, topology: str) -> SeedFactory:
     """Returns what builds a registered blueprint."""
     return _REGISTRY[topology, blueprint_id].factory
+
+
+def seed_factories() -> list[SeedFactory]:
+    """Returns what builds the registered blueprints, of every topology."""
+    return [entry.factory for entry in _REGISTRY.values()]
 
 
 def topologies() -> list[str]:

@@ -21,6 +21,7 @@ from esper_ray.lifecycle import (
 )
 from esper_ray.models.blueprints import build_seed
 from esper_ray.models.incubation import straight_through
+from esper_ray.seeding import forked_generators
 
 _INCUBATING = frozenset({SeedStage.GERMINATED, SeedStage.TRAINING})
 _PROBE_SIDE = 8
@@ -103,6 +104,11 @@ class SeedSlot(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if self._feature_shape is None:
+            if not features.is_floating_point():
+                raise LifecycleError(
+                    f"features of type {features.dtype} reach the slot, but a seed needs floating-point ones: move the "
+                    "injection point, as behind an embedding"
+                )
             self._feature_shape = tuple(features.shape[1:])
         if self.seed is None or self.state is None:
             return features
@@ -128,7 +134,7 @@ class SeedSlot(nn.Module):
         """
         assert self.seed is not None
         entering = features.view_as(features)
-        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        with forked_generators(features.device):
             grown = self.seed(entering.detach().requires_grad_())
         leaving = straight_through(entering, grown)
         if entering.requires_grad:
@@ -309,10 +315,7 @@ class SeedSlot(nn.Module):
             return
         shape = (1, *known)
         try:
-            with (
-                torch.random.fork_rng(devices=[self._anchor.device] if self._anchor.is_cuda else []),
-                torch.enable_grad(),
-            ):
+            with forked_generators(self._anchor.device), torch.enable_grad():
                 probe = torch.zeros(shape, device=self._anchor.device, requires_grad=True)
                 after = copy.deepcopy(seed).train()(probe)
                 after.sum().backward()

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.held_out.comparison import WAYS, Comparison
+from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.comparison import Comparison
 from esper_ray.orchestration.held_out.paired import score, test_accuracy
 from esper_ray.orchestration.run.run_folder import read_episodes, read_metrics
 from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult

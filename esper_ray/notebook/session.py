@@ -51,7 +51,8 @@ class Session:
     never the session.
 
     Args:
-        num_cpus, num_gpus: what Ray may use; None: what the machine has.
+        num_cpus: CPUs that Ray may use; None: all of the machine.
+        num_gpus: GPUs that Ray may use; None: all of the machine.
         plugins: modules that register hosts, blueprints, data or tasks of your own.
         folder: where runs and searches are written that are not told otherwise.
 

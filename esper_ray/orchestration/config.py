@@ -1,20 +1,26 @@
-"""What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
+"""Settings of every command. Imports neither torch nor Ray, so that `--help` answers at once."""
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.shell import pasteable
+
+if TYPE_CHECKING:
+    from esper_ray.policies import Acting
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Logger = Literal["wandb", "mlflow"]
 _SHIPPED = Path(__file__).parents[1] / "tune_configs"
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
+WAYS: tuple[Literal["sampled", "median"], ...] = ("sampled", "median")
+"""How a learned policy acts in comparisons and in evaluations during training; see `esper_ray.policies.acting`."""
 
 
 class LearnerSettings(BaseModel):
@@ -49,7 +55,7 @@ class LearnerSettings(BaseModel):
 
 
 class TaskChoice(BaseModel):
-    """Which task, and what is different about it."""
+    """The task, and the settings of it that differ."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,7 +104,7 @@ class TaskChoice(BaseModel):
 
 
 class RunChoice(TaskChoice):
-    """Where a run plays its episodes, and where it writes."""
+    """Settings that all commands that start actors and write a run folder share."""
 
     runners: int | None = Field(None, ge=0)
     """Actors. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played in this
@@ -139,7 +145,7 @@ class TrainConfig(RunChoice):
     skip_forced_waits: bool = False
     """Leave the epochs in which nothing but WAIT is legal out of what the learner sees."""
     evaluate_every: int = Field(0, ge=0)
-    """Iterations between evaluations on held-out host seeds, sampled and greedy. 0: none."""
+    """Iterations between evaluations on held-out host seeds, sampled and at the median waiting time. 0: none."""
     evaluation_episodes: int = Field(16, ge=1)
     """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
@@ -148,8 +154,8 @@ class TrainConfig(RunChoice):
     """Host epochs after which an actor writes its episode down, so that one that replaces it goes on from there. 0: it
     begins the episode again."""
     episode_timeout: float | None = Field(None, gt=0)
-    """Seconds after which an actor that has not finished its episode, or all that it plays at a time, is replaced.
-    Unset: ten times what that takes, as measured at the start, and at least a minute."""
+    """Seconds without a finished host epoch after which an actor is replaced. Unset: ten times what an episode takes,
+    as measured at the start, and at least a minute."""
     resume: Path | None = None
     """Run folder of a run that ended before its time: go on with it, with the settings that it has."""
     from_checkpoint: Path | None = None
@@ -194,7 +200,7 @@ class HeuristicConfig(RunChoice):
 
 
 class _HeldOutRun(BaseModel):
-    """Episodes on held-out host seeds, with what a checkpoint was trained on."""
+    """Settings of `evaluate` and `compare`: episodes on held-out host seeds with the task of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -232,9 +238,22 @@ class EvaluateConfig(_HeldOutRun):
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Checkpoint folder, RUN/checkpoints/iteration_N."""
     greedy: bool = False
-    """Take the likeliest action instead of sampling."""
+    """Act deterministically, at the median of the policy's own waiting time, instead of sampling."""
+    likeliest: bool = False
+    """Take the likeliest action in each epoch, even if the policy then waits for ever."""
     timelines: int = Field(5, ge=0)
     """Episodes whose stages are shown epoch by epoch."""
+
+    @property
+    def acting(self) -> "Acting":
+        """How the policy's probabilities become an action."""
+        return "median" if self.greedy else "likeliest" if self.likeliest else "sampled"
+
+    @model_validator(mode="after")
+    def _one_way_to_act(self) -> Self:
+        if self.greedy and self.likeliest:
+            raise ConfigurationError("evaluate: --greedy and --likeliest exclude each other; name one of them")
+        return self
 
 
 class CompareConfig(_HeldOutRun):

@@ -97,7 +97,7 @@ def action_shares(episodes: Sequence[Row], actions: Sequence[str], bins: Bins) -
 
 @dataclass
 class BlueprintScore:
-    """What became of the seeds of a blueprint.
+    """Counts of the outcomes of a blueprint's seeds.
 
     Attributes:
         dropped: alive at the end of the episode, so not kept.

@@ -1,10 +1,11 @@
-"""The page of a run."""
+"""The report page of a run."""
 
 import json
 from datetime import datetime
 from statistics import fmean
 from typing import Any
 
+from esper_ray.orchestration.config import WAYS
 from esper_ray.orchestration.held_out.paired import FEWEST_HOSTS
 from esper_ray.orchestration.run.metrics import difference_interval, error_text, interval_text, mean_with_error
 from esper_ray.orchestration.run.run_result import LAST_SHARE
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 
 def run_page(run: RunData) -> Page:
-    """Returns the page of a run, of as much as there is of it."""
+    """Returns the page of a run, also of an unfinished one."""
     sections: list[Section] = []
     packed = ""
     if run.episodes:
@@ -144,7 +145,7 @@ def _learning(run: RunData) -> Section:
     if wait_only is None:
         lead += " The mean of the hosts that only waited appears when the run has ended."
     evaluations = [
-        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in ("sampled", "greedy")}}
+        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in WAYS if way in found}}
         for row in run.iterations
         if (found := row.get("evaluation"))
     ]

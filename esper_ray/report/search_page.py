@@ -1,4 +1,4 @@
-"""The page of a search with Ray Tune."""
+"""The report page of a search with Ray Tune."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def search_page(search: SearchData) -> Page:
-    """Returns the page of a search, of as much as there is of it."""
+    """Returns the page of a search, also of an unfinished one."""
     settings = ranked_settings(search)
     sections: list[Section] = []
     if any(setting["curve"] for setting in settings):

@@ -16,7 +16,7 @@ _OF_A_FILE = "config"
 
 
 def shell_command(command: Mapping[str, Any]) -> str:
-    """Returns the command line of what config.json or experiment.json records: only what differs from the defaults."""
+    """Returns the command line recorded in config.json or experiment.json, without default values."""
     name = str(command.get("name", "train"))
     model = _MODELS.get(name)
     words = ["esper-ray", name]

@@ -15,19 +15,15 @@ from typing import Any
 
 import pytest
 import ray
+import shared_ray
 from clusters import CloudsTask, actors_per_node, assert_unused, free_port, start_cluster
-from fast_tasks import make_fast_task
 from processes import ray_processes
 from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run
-from esper_ray.cli.plan import described
-from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.orchestration.fleet.env_runner import WorkerInfo
-from esper_ray.orchestration.fleet.placement import Placement
-from esper_ray.orchestration.run.plan import RunPlan
-from esper_ray.orchestration.run.preflight import Preflight
+
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 FEW = ["--iterations", "2", "--episodes-per-iteration", "6", "--wait-only-episodes", "0"]
 
@@ -35,6 +31,7 @@ FEW = ["--iterations", "2", "--episodes-per-iteration", "6", "--wait-only-episod
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs, a machine with two and one with one."""
+    shared_ray.stop()
     cluster = start_cluster()
     try:
         cluster.add_node(num_cpus=2)
@@ -130,7 +127,6 @@ def test_auto_without_a_cluster_is_one_line_at_once(
     assert "no Ray cluster answers there" in refusal(["train", "--address", "auto"], capsys)
 
 
-@pytest.mark.slow
 def test_two_runs_on_a_cluster_find_their_code_there_use_its_machines_and_leave_it_as_it_was(
     cluster: Cluster, task: CloudsTask, tmp_path: Path
 ) -> None:
@@ -154,70 +150,11 @@ def test_two_runs_on_a_cluster_find_their_code_there_use_its_machines_and_leave_
     assert_unused(cluster, {place.process for place in task.built()})
 
 
-@pytest.mark.slow
-def test_a_plan_says_what_each_machine_gives_even_if_all_have_one_name(
-    cluster: Cluster, task: CloudsTask, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--plugin", task.name, "--task", task.name, "--address", cluster.address]
-    assert run(["plan", *arguments]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{task.name}: 3 at a time, 1 CPU each"
-    assert sorted(lines[1:3]) == sorted(
-        f"  {cpus} on {socket.gethostname()}, Ray node {node.node_id[:8]}, cpu: {cpus} CPU"
-        for node, cpus in ((node, node._ray_params.num_cpus) for node in cluster.worker_nodes)
-    )
-    assert_unused(cluster, {place.process for place in task.built()})
-
-
-def test_a_plan_says_how_much_of_which_gpu_each_machine_gives() -> None:
-    places = [("north", "a" * 56, "cuda:0"), ("north", "a" * 56, "cuda:1"), ("south", "b" * 56, "cuda:0")]
-    workers = [
-        WorkerInfo(i, *place, 1, 0.1, 1_000_000) for i, place in enumerate([places[0], *places, places[2]], start=1)
-    ]
-    plan = RunPlan(
-        TrainConfig(),
-        make_fast_task(),
-        Placement(5, 1, 0.5),
-        Preflight(tuple(workers), 12, 60.0),
-        episodes=10,
-        action_names=("WAIT",),
-        out=Path("out"),
-    )
-    assert described(plan)[:4] == [
-        "digits: 5 at a time, 1 CPU and 0.5 of a GPU each",
-        "  2 on north, cuda:0: 2 CPU, 1 GPU",
-        "  1 on north, cuda:1: 1 CPU, 0.5 GPU",
-        "  2 on south, cuda:0: 2 CPU, 1 GPU",
-    ]
-
-
 def test_more_runners_than_a_cluster_has_room_for_are_refused_with_the_largest_number(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refusal(["train", "--address", cluster.address, "--runners", "4"], capsys)
     assert "4 runners do not fit: each needs 1 CPU and the cluster has 3 in all; use --runners 3 at most" in error
-
-
-@pytest.mark.slow
-def test_a_machine_with_too_little_memory_is_refused_with_the_number_that_it_holds(
-    task: CloudsTask, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = ["plan", "--plugin", task.name, "--task", task.name]
-    small = start_cluster(num_cpus=3, memory=150_000_000)
-    try:
-        at = ["--address", small.address]
-        error = refusal([*asked, *at, "--runners", "1"], capsys)
-        size = float(error.split("1 runners of ")[1].split(" MB")[0])
-        assert "which has 150 MB for them; use a machine with more" in error
-    finally:
-        small.shutdown()
-    larger = start_cluster(num_cpus=3, memory=int(2.4e6 * size))
-    try:
-        at = ["--address", larger.address]
-        assert "use --runners 2 at most" in refusal([*asked, *at, "--runners", "3"], capsys)
-        assert run([*asked, *at, "--runners", "2"]) == 0
-    finally:
-        larger.shutdown()
 
 
 def test_without_an_address_a_run_keeps_to_this_machine_whatever_the_environment_names(

@@ -17,15 +17,14 @@ from safetensors.torch import load_file, save_file
 from esper_ray.cli.main import run
 from esper_ray.errors import CheckpointError, EsperError
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
 from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.orchestration.learner.learner_state import read_learner_state, require_fitting_optimizer
-from esper_ray.orchestration.learner.policy_network import load_policy
 from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.resume import find_resumption
 from esper_ray.orchestration.run.run_folder import checkpoints_of
 from esper_ray.orchestration.run.run_result import read_tally
+from esper_ray.policies.network import load_policy
 
 pytestmark = pytest.mark.faults
 
@@ -93,8 +92,10 @@ def test_the_planted_pickle_would_work(tmp_path: Path) -> None:
     assert (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*zip(FILES, [*DAMAGES, flip], strict=True), ("learner.safetensors", plant), ("esper_ray.json", remove)],
+)
 def test_a_damaged_checkpoint_is_refused_and_a_run_goes_on_from_the_one_before(
     killed_run: Path,
     checkpoint: Path,
@@ -302,19 +303,12 @@ def test_a_checkpoint_of_another_task_is_refused(checkpoint: Path, capsys: pytes
     assert "was trained on task digits, not on --task cifar10" in said
 
 
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    """A Ray for all commands of this file that start actors."""
-    with local_ray(num_cpus=2):
-        yield
-
-
-@pytest.mark.usefixtures("one_ray")
+@pytest.mark.usefixtures("session_ray")
 def test_what_only_the_learner_can_refuse_is_refused_before_anything_is_written(
     killed_run: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = killed_run.parent / "new"
-    begin = ["train", "--from-checkpoint", checkpoint, "--runners", 1, "--max-epochs", 12, "--out", new]
+    begin = ["train", "--from-checkpoint", checkpoint, "--runners", 0, "--max-epochs", 12, "--out", new]
     assert "are another network's" in refused(capsys, *begin, "--ppo.hidden", 32, 32)
     assert "observation differ from the present ones" in refused(capsys, *begin, "--host-variety")
     assert not new.exists()
@@ -326,7 +320,7 @@ def test_what_only_the_learner_can_refuse_is_refused_before_anything_is_written(
     assert {path: path.read_bytes() for path in killed_run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.usefixtures("one_ray")
+@pytest.mark.usefixtures("session_ray")
 def test_a_damaged_checkpoint_costs_the_iterations_since_the_one_before(
     killed_run: Path, undisturbed_run: Path, checkpoint: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

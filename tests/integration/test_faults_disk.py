@@ -27,7 +27,7 @@ from esper_ray.orchestration.run.run_folder import RunFolder, checkpoints_of, ha
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
 from esper_ray.policies import RandomPolicy
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("no_ray")]
 
 FULL = "No space left on device"
 
@@ -89,7 +89,6 @@ def write_pages(write: Callable[[int], None]) -> None:
 # --- a whole run --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_disk_that_fills_up_during_a_run_ends_it_cleanly_and_with_room_it_comes_to_the_same(
@@ -123,7 +122,6 @@ def test_a_disk_that_fills_up_during_a_run_ends_it_cleanly_and_with_room_it_come
     assert results(out) == results(undisturbed_run)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_on_a_disk_that_is_full_from_the_start_a_run_says_so_and_leaves_nothing(disk: Disk) -> None:
@@ -253,7 +251,6 @@ def test_an_episode_in_progress_that_does_not_fit_is_let_be(disk: Disk) -> None:
 # --- what Numba compiles ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_where_there_is_no_room_for_what_is_compiled_hosts_train_all_the_same(disk: Disk) -> None:
     code = "from esper_ray.models import pooled_norm_kernels; print(pooled_norm_kernels.forward.signatures != [])"
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(disk.path / "numba")}

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 from driver import refused
 from fakes import HeldOutEnv
+from finished_runs import EPOCHS, FinishedRuns
+from shared_ray import start as start_ray
 
 from esper_ray.cli.main import run
 from esper_ray.episode import MorphogenesisEnv
@@ -17,36 +18,35 @@ from esper_ray.episode.rewards import growth_doublings
 from esper_ray.episode.rollout import play_episode
 from esper_ray.orchestration.config import LearnerSettings
 from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.orchestration.run import checkpoint as checkpoints
-from esper_ray.orchestration.run.checkpoint import held_out, read_manifest, write_manifest
-from esper_ray.policies import SchedulePolicy
+from esper_ray.orchestration.run.checkpoint import held_out, read_manifest
+from esper_ray.policies import LearnedPolicy, SchedulePolicy
+from esper_ray.policies.manifest import write_manifest
 
-SMALL = [
-    *("--episodes-per-iteration", "6", "--max-epochs", "12", "--wait-only-episodes", "0", "--ppo.minibatch-size", "32"),
-    *("--set", "data.train_samples=64", "data.validation_samples=50", "decisions.min_cull_age=11"),
+pytestmark = pytest.mark.usefixtures("session_ray")
+
+OTHER = [
+    *("--runners", "0", "--episodes-per-iteration", "4", "--max-epochs", str(EPOCHS), "--wait-only-episodes", "0"),
+    *(
+        "--reward",
+        "paired",
+        "--set",
+        "data.train_samples=64",
+        "data.validation_samples=50",
+        "decisions.min_cull_age=11",
+    ),
 ]
-ROUNDS = ["--search-rounds", "1,2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_ray() -> Iterator[None]:
-    with local_ray(num_cpus=2):
-        yield
+ROUNDS = ["--search-rounds", "1,2", "--runners", "0"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(finished_runs: FinishedRuns) -> Path:
     """The checkpoint of a short run over a host pool, with evaluations on the way."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    arguments = ["train", "--iterations", "2", "--host-pool", "4", "--skip-forced-waits", "--out", str(out), *SMALL]
-    assert run([*arguments, "--evaluate-every", "2", "--evaluation-episodes", "3"]) == 0
-    return out / "checkpoints" / "iteration_000002"
+    return finished_runs.folder("pooled") / "checkpoints" / "iteration_000002"
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "held_out"
-    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), "--timelines", "2"]) == 0
+    assert (
+        run(["evaluate", str(trained), "--episodes", "4", "--runners", "2", "--out", str(out), "--timelines", "2"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "4 held-out hosts, sampled, after 2 iterations: kept test accuracy" in printed
     played = rows(out)
@@ -89,13 +91,13 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
         assert row["test_score"] == pytest.approx(row["kept_test_accuracy"] - doublings, rel=1e-6)
 
 
-@pytest.mark.parametrize("way", ["sampled", "greedy"])
+@pytest.mark.parametrize("way", ["sampled", "median"])
 def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     trained: Path, tmp_path: Path, way: str
 ) -> None:
     out = tmp_path / "held_out"
-    greedy = ["--greedy"] * (way == "greedy")
-    assert run(["evaluate", str(trained), "--episodes", "4", "--out", str(out), *greedy]) == 0
+    greedy = ["--greedy"] * (way == "median")
+    assert run(["evaluate", str(trained), "--episodes", "4", "--runners", "0", "--out", str(out), *greedy]) == 0
     actor = ActorSettings(read_manifest(trained).task_spec())
     learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=4, seed=0)
     config = build_config(actor, learning, Placement(1, 1, 0.0))
@@ -129,8 +131,8 @@ def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(tra
     seeds = development_seeds(3)
     assert not set(seeds) & {*held_out_seeds(100), *read_manifest(trained).training_seeds()}
     env = MorphogenesisEnv(read_manifest(trained).task_spec())
-    for way in ("sampled", "greedy"):
-        policy = LearnedPolicy.from_checkpoint(trained, greedy=way == "greedy")
+    for way in ("sampled", "median"):
+        policy = LearnedPolicy.from_checkpoint(trained, way)
         records = [play_episode(env, policy, seed) for seed in seeds]
         expected = np.mean([record.kept_val_accuracy for record in records])
         assert found[way]["kept_val_accuracy"] == pytest.approx(expected, rel=1e-6)
@@ -142,6 +144,7 @@ def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(tra
 
 @pytest.fixture(scope="module")
 def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    start_ray()
     out = tmp_path_factory.mktemp("compared") / "held_out"
     assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS]) == 0
     return out
@@ -161,7 +164,7 @@ def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training
     assert training <= set(read_manifest(trained).training_seeds())
     assert not held & set(read_manifest(trained).training_seeds())
     digest = read_manifest(trained).digest
-    for name in ("wait", "random", "heuristic", f"sampled {digest}", f"greedy {digest}"):
+    for name in ("wait", "random", "heuristic", f"sampled {digest}", f"median {digest}"):
         assert sorted(seeds[name]) == sorted(held)
     assert all(set(of_policy) <= held for of_policy in seeds.values())
 
@@ -173,7 +176,7 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
     digest = read_manifest(trained).digest
-    for way, section in (("sampled", lambda c: c), ("greedy", lambda c: c["greedy"])):
+    for way, section in (("sampled", lambda c: c), ("median", lambda c: c["median"])):
         for control in ("wait", "random", "heuristic"):
             for measure, part in (("test_score", "difference"), ("kept_test_accuracy", "kept_test_accuracy")):
                 ours = [by_policy[f"{way} {digest}"][seed][measure] for seed in found["seeds"]]
@@ -188,8 +191,8 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     assert found["verdict"].startswith("No difference shown")  # four hosts are too few
     spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
     metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
-    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * 12
-    assert spent["schedule"] == found["schedule"]["episodes"] * 12
+    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * EPOCHS
+    assert spent["schedule"] == found["schedule"]["episodes"] * EPOCHS
     assert spent["wait"] == 0
 
 
@@ -198,7 +201,7 @@ def test_static_final_trains_from_scratch_what_the_policy_kept(trained: Path, co
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
     digest = read_manifest(trained).digest
-    learned = [item for way in ("sampled", "greedy") for item in by_policy[f"{way} {digest}"].items()]
+    learned = [item for way in ("sampled", "median") for item in by_policy[f"{way} {digest}"].items()]
     grown = [(seed, row) for seed, row in learned if row["kept_blueprint"]]
     assert grown, "choose another seed for the run: nothing was kept"
     for seed, row in grown:
@@ -217,7 +220,7 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
     (out / "episodes.jsonl").write_text(whole[: len(whole) // 2])  # in the middle of a line
     (out / "comparison.json").unlink()
     kept = set((out / "episodes.jsonl").read_text().splitlines()[:-1])
-    assert run(["compare", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *ROUNDS]) == 0
+    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS, "--runners", "1"]) == 0
     again, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, compared))
     of_this_call = {"seconds": 0, "run": {}}
     assert again | of_this_call == before | of_this_call
@@ -232,31 +235,30 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
 
 
 def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, finished_runs: FinishedRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
-    assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *SMALL]) == 0
+    assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *OTHER]) == 0
     second = other / "checkpoints" / "iteration_000001"
     out = tmp_path / "held_out"
-    controls = ["--controls", "wait", "--episodes", "3", "--out", str(out)]
+    controls = ["--controls", "wait", "--episodes", "3", "--runners", "0", "--out", str(out)]
     assert run(["compare", str(trained), str(second), *controls]) == 0
     found = json.loads((out / "comparison-of-2.json").read_text())
     each = [found["checkpoints"][str(path)]["controls"]["wait"]["difference"]["mean"] for path in (trained, second)]
     assert found["controls"]["wait"]["difference"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
     assert "(seed 7)" in capsys.readouterr().out.replace("\n", " ").replace("│", "").replace("  ", " ")
 
-    varied = tmp_path / "varied"
-    assert run(["train", "--iterations", "1", "--host-variety", "--out", str(varied), *SMALL]) == 0
+    varied = finished_runs.copy("varied", tmp_path / "varied")
     third = varied / "checkpoints" / "iteration_000001"
     assert "differ in variety: compare them one by one" in refused(capsys, "compare", trained, third)
     again = tmp_path / "again" / trained.name
     shutil.copytree(trained, again)
     assert "have the same training seed 0" in refused(capsys, "compare", trained, again)
-    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4"]) == 0
+    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4", "--runners", "0"]) == 0
     assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
     found = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())
-    assert found["checkpoints"][str(third)]["greedy_by_host"] == found["greedy_by_host"]
-    for by_host in (found["by_host"], found["greedy_by_host"]):
+    assert found["checkpoints"][str(third)]["median_by_host"] == found["median_by_host"]
+    for by_host in (found["by_host"], found["median_by_host"]):
         kinds = [row for row in by_host if "blocks" in row["hosts"]]
         thirds = [row for row in by_host if "training data" in row["hosts"]]
         for groups in (kinds, thirds):

@@ -10,39 +10,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_runs import FinishedRuns
 from playwright.sync_api import Browser, sync_playwright
 from report_browser import FAINT, chromium, draw_all, marks, opened
 
 from esper_ray.cli.main import _parse, run
 from esper_ray.errors import EsperError, RunFolderError
-from esper_ray.lifecycle import SeedStage
 from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
-from esper_ray.orchestration.fleet.cluster import local_ray
-from esper_ray.report import ReportServer, embedded, palette, render, write_plots, write_report
-from esper_ray.report.aggregate import Bins, action_shares, blueprint_scores, gradient_map, learning_curve
+from esper_ray.report import ReportServer, embedded, render, write_plots, write_report
 from esper_ray.report.shell_command import in_lines, shell_command
-
-SMALL = [
-    *("--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
-    *("--max-epochs", "14", "--runners", "2"),
-]
-TRAIN = ["train", *SMALL, "--iterations", "2", "--episodes-per-iteration", "4", "--wait-only-episodes", "2"]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(finished_runs: FinishedRuns) -> Path:
     """A folder with a small training run and a run of the heuristic policy, played for real."""
-    folder = tmp_path_factory.mktemp("runs")
-    with local_ray(num_cpus=2):
-        assert run([*TRAIN, "--ppo.minibatch-size", "32", "--evaluate-every", "2", "--evaluation-episodes", "2",
-                    "--out", str(folder / "trained")]) == 0  # fmt: skip
-        assert run(["heuristic", *SMALL, "--episodes", "4", "--out", str(folder / "heuristic")]) == 0
-    return folder
+    return {finished_runs.folder(name).parent for name in ("trained", "heuristic")}.pop()
 
 
 @pytest.fixture
@@ -97,7 +83,7 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.skip("there is no Chromium on this machine")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -110,7 +96,7 @@ def make_comparison() -> dict[str, Any]:
     means = {"score": 60.0, "kept_test_accuracy": 61.0, "kept_val_accuracy": 62.0, "added_parameters": 3.0}
     return {
         "verdict": "On 3 held-out hosts the learned policy is better than wait.",
-        "controls": {"wait": way(5.0) | {"greedy": way(4.0)}, "random": way(2.0) | {"greedy": way(3.0)}},
+        "controls": {"wait": way(5.0) | {"median": way(4.0)}, "random": way(2.0) | {"median": way(3.0)}},
         "by_host": [host | {"score": 50.0, "against": "wait", "difference": {"mean": 5.0, "ci95": [4.0, 6.0]}}],
         "policies": [means | {"policy": name, "fossilized_share": 0.5} for name in ("sampled", "wait")],
     }
@@ -132,7 +118,6 @@ def add_episodes(folder: Path, rows: int) -> None:
         file.write(json.dumps({**iterations[-1], "iteration": iteration}) + "\n")
 
 
-@pytest.mark.slow
 class TestThePageOfARun:
     def test_every_chart_has_marks_and_neither_console_nor_network_hears_of_it(
         self, trained: Path, browser: Browser
@@ -189,8 +174,7 @@ class TestThePageOfARun:
             page.wait_for_selector("#tooltip:not([hidden])")
             assert "10th percentile" in page.inner_text("#tooltip")
 
-    @pytest.mark.parametrize("dark", [False, True])
-    @pytest.mark.parametrize("width", [360, 1280])
+    @pytest.mark.parametrize(("dark", "width"), [(True, 360), (False, 1280)])
     def test_every_text_is_legible_and_nothing_overflows(
         self, trained: Path, browser: Browser, dark: bool, width: int
     ) -> None:
@@ -216,12 +200,11 @@ class TestThePageOfARun:
         with opened(browser, report_url(tmp_path / "heuristic")) as (page, heard):
             assert heard.messages == []
             found = marks(page)
-            assert found["learning"] == 4
+            assert found["learning"] == 5
             assert "health-kl" not in found
             assert "esper-ray heuristic" in page.inner_text("#command-text")
 
 
-@pytest.mark.slow
 class TestUnusualRuns:
     @pytest.mark.parametrize("files", [(), ("metrics.jsonl", "episodes.jsonl")])
     def test_a_run_that_has_just_begun_says_so(self, trained: Path, browser: Browser, files: tuple[str, ...]) -> None:
@@ -282,7 +265,6 @@ class TestUnusualRuns:
             assert "Episode 3 is not in this page" in page.inner_text("#chooser-message")
 
 
-@pytest.mark.slow
 class TestASearch:
     def test_its_page_ranks_the_settings(self, search: Path, browser: Browser) -> None:
         with opened(browser, report_url(search)) as (page, heard):
@@ -294,9 +276,8 @@ class TestASearch:
             assert f"esper-ray report {search}/trials/trial_1_seed0" in page.inner_text("#trials")
             assert page.inner_text("#command-text") == "esper-ray tune tune_configs/quick.yaml --max-concurrent 2"
 
-    @pytest.mark.parametrize("dark", [False, True])
-    def test_it_is_legible_on_a_phone(self, search: Path, browser: Browser, dark: bool) -> None:
-        with opened(browser, report_url(search), 360, dark) as (page, _):
+    def test_it_is_legible_on_a_phone(self, search: Path, browser: Browser) -> None:
+        with opened(browser, report_url(search), 360, dark=True) as (page, _):
             assert page.evaluate(FAINT)["found"] == []
             assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -316,7 +297,6 @@ class TestASearch:
             assert path.stat().st_size > 10_000
 
 
-@pytest.mark.slow
 class TestWatching:
     def test_the_page_follows_the_run_and_keeps_place_and_episode(self, trained: Path, browser: Browser) -> None:
         (trained / "summary.json").unlink()
@@ -369,7 +349,6 @@ class TestWatching:
         assert (process.returncode, errors) == (0, "")
 
 
-@pytest.mark.slow
 def test_the_recorded_command_makes_the_same_run_again(runs: Path) -> None:
     for name, model in (("trained", TrainConfig), ("heuristic", HeuristicConfig)):
         recorded = json.loads((runs / name / "config.json").read_text())["command"]
@@ -377,17 +356,6 @@ def test_the_recorded_command_makes_the_same_run_again(runs: Path) -> None:
         again = _parse(words[1:])
         assert isinstance(again, model)
         assert {"name": model.command, **again.model_dump(mode="json")} == recorded
-
-
-def test_a_command_says_only_what_differs_from_the_defaults() -> None:
-    config = TrainConfig(task="pydoc", host_variety=True, set=("a=[1, 2]", "b=2"), plugin=("mine",), seed=3)
-    changed = config.model_copy(update={"ppo": config.ppo.model_copy(update={"hidden": (32, 32), "lr_start": 0.002})})
-    command = shell_command({"name": "train", **changed.model_dump(mode="json")})
-    assert command == (
-        "esper-ray train --task pydoc --plugin mine --host-variety --set 'a=[1, 2]' b=2 --seed 3 "
-        "--ppo.lr-start 0.002 --ppo.hidden 32 32"
-    )
-    assert _parse(shlex.split(command)[1:]) == changed
 
 
 class TestErrors:
@@ -406,7 +374,6 @@ class TestErrors:
             assert message in error
             assert error.count("\n") == 1
 
-    @pytest.mark.slow
     def test_a_place_that_cannot_be_written_is_refused(self, trained: Path, tmp_path: Path) -> None:
         with pytest.raises(RunFolderError, match="is a folder; name a file"):
             write_report(trained, tmp_path)
@@ -419,105 +386,3 @@ class TestErrors:
             tmp_path.chmod(0o700)
         assert write_report(trained, tmp_path / "mine.html").name == "mine.html"
         assert not list(tmp_path.glob(".report-*"))
-
-
-def make_row(episode: int, iteration: int, decisions: list[str], stages: list[str], **more: Any) -> dict[str, Any]:
-    count = len(decisions)
-    own = {key: more.pop(key) for key in list(more) if key in ("contribution", "rolled_back", "gradient_health")}
-    per_epoch = {"decision": decisions, "contribution": [None] * count, "rolled_back": [None] * count} | own
-    totals = {"kept_val_accuracy": 50.0, "kept_blueprint": None, "final_stage": stages[-1], "added_parameters": 0}
-    return {"episode": episode, "iteration": iteration, "stages": stages, "per_epoch": per_epoch, **totals, **more}
-
-
-class TestNumbers:
-    ACTIONS = ("WAIT", "GERMINATE_NORM", "GERMINATE_LORA", "FOSSILIZE", "CULL")
-
-    def test_seeds_are_followed_to_their_end(self) -> None:
-        decisions = ["GERMINATE_NORM", "CULL", "GERMINATE_LORA", "WAIT", "FOSSILIZE"]
-        stages = ["GERMINATED", "CULLED", "GERMINATED", "PROBATIONARY", "FOSSILIZED"]
-        kept = make_row(1, 1, decisions, stages, added_parameters=7, contribution=[None, None, None, 2.0, 4.0])
-        lost = make_row(2, 1, ["GERMINATE_NORM", "GERMINATE_NORM"], ["TRAINING", "BLENDING"], rolled_back=["nan", None])
-        norm, lora = blueprint_scores([kept, lost], self.ACTIONS)
-        assert (norm["germinated"], norm["culled"], norm["removed"], norm["dropped"], norm["fossilized"]) == (
-            3,
-            1,
-            1,
-            1,
-            0,
-        )
-        assert (lora["fossilized"], lora["contribution"], lora["parameters"]) == (1, 3.0, (7, 7))
-
-    def test_shares_of_the_decisions_leave_wait_out_and_add_up(self) -> None:
-        rows = [make_row(1, 1, ["WAIT", "WAIT", "CULL", "GERMINATE_NORM"], ["DORMANT"] * 4)]
-        shares, waits = action_shares(rows, self.ACTIONS, Bins.of(rows))
-        assert sum(row["share"] for row in shares) == pytest.approx(100)
-        assert {row["action"]: row["share"] for row in shares if row["share"]} == {"CULL": 50, "GERMINATE_NORM": 50}
-        assert waits[0]["share"] == 50
-
-    def test_the_spread_of_an_iteration_is_over_its_episodes(self) -> None:
-        rows = [make_row(i, 1, ["WAIT"], ["DORMANT"], kept_val_accuracy=value) for i, value in enumerate((40.0, 60.0))]
-        (point,) = learning_curve(rows)
-        assert (point["mean"], point["std"], point["low"], point["episodes"]) == (50, 14.14, 35.86, 2)
-
-    def test_the_gradient_map_averages_over_live_seeds_only(self) -> None:
-        rows = [make_row(i, i, ["WAIT"] * 2, ["TRAINING"] * 2, gradient_health=[None, i / 4]) for i in (2, 4)]
-        cells = gradient_map(rows, Bins(4), "gradient_health")
-        assert [(cell["epoch"], cell["value"], cell["seeds"]) for cell in cells] == [(2, 0.75, 2)]
-
-
-# Machado, Oliveira and Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", 2009.
-VISION = {
-    "full": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
-}
-
-
-def seen_as(colour: str, vision: str) -> tuple[float, float, float]:
-    """Returns the colour in Oklab (Ottosson, 2020), as someone with that vision sees it."""
-    r, g, b = (
-        min(1.0, max(0.0, sum(weight * part for weight, part in zip(row, palette.linear(colour), strict=True))))
-        for row in VISION[vision]
-    )
-    x = (0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b) ** (1 / 3)
-    y = (0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b) ** (1 / 3)
-    z = (0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b) ** (1 / 3)
-    return (
-        0.2104542553 * x + 0.7936177850 * y - 0.0040720468 * z,
-        1.9779984951 * x - 2.4285922050 * y + 0.4505937099 * z,
-        0.0259040371 * x + 0.7827717662 * y - 0.8086757660 * z,
-    )
-
-
-class TestColours:
-    JUST_NOTICEABLE = 0.02
-
-    @pytest.mark.parametrize("dark", [False, True])
-    @pytest.mark.parametrize("vision", VISION)
-    def test_stages_and_decisions_tell_apart_for_every_vision(self, dark: bool, vision: str) -> None:
-        theme = palette.theme(dark)
-        stages = [f"stage-{stage.name.lower()}" for stage in (SeedStage.DORMANT, *palette.STAGE_COLOURS)]
-        decisions = [*(f"cat-{i}" for i in range(5)), "stage-fossilized", "stage-culled"]
-        for group in ([*stages, "stage-embargoed"], decisions, ["learned", "baseline", "second", "third", "ink-2"]):
-            for one, other in combinations(group, 2):
-                apart = sum(
-                    (a - b) ** 2
-                    for a, b in zip(seen_as(theme[one], vision), seen_as(theme[other], vision), strict=True)
-                )
-                assert apart**0.5 > 3 * self.JUST_NOTICEABLE, (one, other)
-
-    @pytest.mark.parametrize("dark", [False, True])
-    def test_text_and_lines_stand_out_from_what_they_lie_on(self, dark: bool) -> None:
-        theme = palette.theme(dark)
-        for name in ("ink", "ink-2", "accent", "good", "bad"):
-            assert all(palette.contrast(theme[name], theme[behind]) >= 4.5 for behind in ("page", "surface"))
-        assert palette.contrast(theme["ink"], theme["notice"]) >= 4.5
-        assert all(
-            palette.contrast(theme[n], theme["surface"]) >= 3 for n in ("learned", "baseline", "second", "third")
-        )
-
-    @pytest.mark.parametrize("dark", [False, True])
-    def test_values_are_ordered_by_lightness(self, dark: bool) -> None:
-        steps = [palette.luminance(palette.theme(dark)[f"seq-{i}"]) for i in range(len(palette.SEQUENCE))]
-        assert steps == sorted(steps)

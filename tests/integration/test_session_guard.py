@@ -12,7 +12,7 @@ from processes import ray_processes
 
 from esper_ray.orchestration.fleet.session_guard import end_session
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("no_ray")]
 
 DRIVER = """
 import time
@@ -35,7 +35,7 @@ with local_ray(num_cpus=2):
 
 
 @pytest.mark.usefixtures("nothing_left_behind")
-@pytest.mark.parametrize("seconds", [None, 1.0, 2.0, 3.0], ids=["busy", "1 s", "2 s", "3 s"])
+@pytest.mark.parametrize("seconds", [None, 2.0], ids=["busy", "2 s"])
 def test_a_killed_driver_leaves_no_ray_behind(seconds: float | None) -> None:
     """Killed while its actors are busy, or after so many seconds while all is only starting up."""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True)

@@ -92,8 +92,7 @@ def test_a_beginning_taken_over_gives_the_numbers_of_one_that_was_trained(
     assert numbers(play(case, sharing, SEED + 1)) != numbers(alone)
 
 
-@pytest.mark.parametrize("discount", [1.0, 0.9])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "discount"), [("fossilized", 1.0), *((case, 0.9) for case in CASES)])
 def test_steps_without_a_choice_can_be_left_out_and_no_number_changes(case: str, discount: float) -> None:
     task = make_task(case, reward__discount=discount)
     record = play(case, MorphogenesisEnv(task))
@@ -120,8 +119,7 @@ def test_another_task_has_beginnings_of_its_own_and_another_reward_the_same(kept
     assert [taken_over(host_optimizer__lr=0.03), len(list(kept.iterdir()))] == [0, 2]
 
 
-@pytest.mark.parametrize("typical", [0.5, 0.002])
-@pytest.mark.parametrize("case", ["fossilized", "long_beginning", "no_choice"])
+@pytest.mark.parametrize(("case", "typical"), [("fossilized", 0.002), ("long_beginning", 0.5)])
 def test_a_beginning_that_an_episode_of_another_reward_left_changes_no_reward(
     case: str, typical: float, kept: Any
 ) -> None:

@@ -178,3 +178,9 @@ def test_loaders_of_another_host_share_the_tensors_and_keep_their_own_order() ->
             assert torch.equal(batches[place][0], inputs)
             assert torch.equal(batches[place][1], targets)
     assert other.train._inputs.data_ptr() == data.train._inputs.data_ptr()  # type: ignore[attr-defined]
+
+
+def test_a_text_that_is_too_short_for_one_sequence_is_refused() -> None:
+    task = get_task_spec("pydoc", {"data.sequence_length": 40_000, "host.context": 40_000})
+    with pytest.raises(DatasetError, match="too few for one sequence of 40000"):
+        load_task_data(task)

@@ -5,19 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from plugin_source import write_plugin
-from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run
 from esper_ray.data import source
 from esper_ray.models import CNNHost, blueprints, host, hosts
-from esper_ray.orchestration.config import LearnerSettings
-from esper_ray.orchestration.fleet.actor_envs import ActorSettings
-from esper_ray.orchestration.fleet.cluster import plugin_environment
-from esper_ray.orchestration.fleet.env_runner import EpisodeRunner
-from esper_ray.orchestration.fleet.placement import Placement
-from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
 from esper_ray.orchestration.run import plan
 from esper_ray.plugins import load_plugins
 from esper_ray.tasks import get_task_spec, registry, task_names
@@ -100,7 +92,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ({"data": "splits['validation'] = (points[:0], labels[:0])"}, "the validation split of {name} is empty"),
         ({"data": "del splits['test']"}, "{name} has no split test"),
         ({"data": "raise OSError('the disk is on fire')"}, "{name} cannot be read: OSError: the disk is on fire"),
-        ({"task": "host_optimizer=OptimizerSettings(kind='adamw'),"}, "does not import: ValidationError"),
+        ({"task": "host_optimizer=OptimizerSettings(kind='adamw'),"}, "must be of one kind: a fossilized seed changes"),
         (
             {"more_host": "def __init__(self, input_shape, classes, *, width): pass"},
             "needs an annotation and a default",
@@ -131,10 +123,6 @@ def test_what_is_wrong_with_a_plugin_is_said_in_one_line_before_any_actor_starts
         (
             "train --task pydoc --set data.sequence_length=100",
             "lower data.sequence_length to 64, or raise host.context",
-        ),
-        (
-            "train --task pydoc --set data.sequence_length=40000 host.context=40000 host.layers=1 host.width=4",
-            "too few for one sequence of 40000",
         ),
         ("train --set host.kind=zebra", "unknown host 'zebra': expected one of"),
         ("train --set host.widht=3", "unknown task setting 'host.widht'"),
@@ -189,64 +177,3 @@ def test_another_host_can_learn_an_old_task_with_its_own_options(tmp_path: Path)
     task = get_task_spec("digits", {"host.kind": "mixer", "host.width": 6})
     assert task.host.options == {"width": 6, "blocks": 2, "patch": 4}
     assert "photos" in task_names()
-
-
-@pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Cluster]]:
-    """A head without CPUs and two nodes with one each; a plugin that only the driver can import."""
-    name = write_plugin(tmp_path)
-    load_plugins([name])
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir("/")
-        ray.init(address=cluster.address, log_to_driver=False, runtime_env=plugin_environment([name]))
-    (tmp_path / f"{name}.py").unlink()  # other machines do not have it either
-    try:
-        yield name, cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-
-
-def where(runner: EpisodeRunner) -> tuple[str, str, tuple[str, ...]]:
-    """Node, file of the plugin and actions, as an actor has them."""
-    import inspect
-
-    host = type(runner._hosts()[0]._run.model.host)  # type: ignore[union-attr]
-    return ray.get_runtime_context().get_node_id(), inspect.getfile(host), runner.action_names()
-
-
-@pytest.mark.slow
-def test_actors_on_other_machines_get_the_plugin_s_source(two_nodes: tuple[str, Cluster], tmp_path: Path) -> None:
-    name, _ = two_nodes
-    settings = LearnerSettings(minibatch_size=32, update_epochs=2)
-    learning = Learning(settings, iterations=1, episodes_per_iteration=4, seed=0)
-    algorithm = build_algorithm(ActorSettings(get_task_spec(name), plugins=(name,)), learning, Placement(2, 1, 0.0))
-    try:
-        algorithm.train()
-        found = algorithm.env_runner_group.foreach_env_runner(where, local_env_runner=False)
-        assert len(algorithm.episodes) == 4
-    finally:
-        algorithm.stop()
-    nodes, files, actions = zip(*found, strict=True)
-    assert len(set(nodes)) == 2
-    assert all("runtime_resources" in file and not file.startswith(str(tmp_path)) for file in files)
-    assert set(actions) == {("WAIT", f"GERMINATE_{name.upper()}", "FOSSILIZE", "CULL")}
-
-
-def test_a_plugin_that_a_running_ray_does_not_have_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = write_plugin(tmp_path)
-    monkeypatch.chdir("/")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        monkeypatch.chdir(tmp_path)
-        assert run(["train", "--plugin", name, "--task", name]) == 2
-        error = capsys.readouterr().err
-    finally:
-        ray.shutdown()
-    assert error.startswith(f"esper-ray: inside the actors: plugin '{name}' does not import")
-    assert error.count("\n") == 1

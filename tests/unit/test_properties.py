@@ -94,9 +94,8 @@ def assert_illegal_actions_are_refused(run: HostRun) -> None:
         assert (run.model.seed_slot.stage, run.model.seed_state) == (stage, state)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cnn", "transformer"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.data_too_large])
 @given(choices=st.lists(st.one_of(st.just(0), st.integers(0, 999)), min_size=12, max_size=12))
 @example(choices=[0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])  # these two reach FOSSILIZED
 @example(choices=[0, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])

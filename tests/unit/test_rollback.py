@@ -1,26 +1,20 @@
 """Rollbacks on real hosts: what provokes them, what they restore, what they cost, and where they are counted."""
 
 import copy
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from math import inf, isfinite, nan
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fast_tasks import make_fast_task, make_fast_text_task
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from esper_ray.cli.main import run as run_command
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.governor import Failure
 from esper_ray.episode.host_run import HostRun
 from esper_ray.episode.rewards import REWARD_MODES
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.run.metrics import episode_metrics
-from esper_ray.report import render
 from esper_ray.report.aggregate import rollbacks
 from esper_ray.tasks import TaskSpec
 
@@ -169,8 +163,13 @@ def assert_finite(record: EpisodeRecord) -> None:
 # --- what a rollback restores, and that the episode goes on -------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize(
+    ("cause", "way"),
+    [
+        *[("nan weight", "run_one"), ("infinite buffer", "live"), ("runaway learning rate", "fossil")],
+        *[("blown-up head", "live"), ("forgotten weights", "fossil")],
+    ],
+)
 def test_a_failed_host_is_put_back_and_its_episode_goes_on(cause: str, way: str) -> None:
     provoke, failure, epochs = CAUSES[cause]
     env = start()
@@ -215,7 +214,7 @@ def test_the_epoch_of_a_rollback_measures_the_host_as_it_was(cause: str) -> None
     assert (failed.val_loss, failed.val_accuracy) == (was.val_loss, was.val_accuracy)
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("cause", ["nan weight", "blown-up head"])
 def test_a_live_seed_goes_with_its_optimizer_and_the_next_one_starts_anew(cause: str) -> None:
     provoke, failure, epochs = CAUSES[cause]
     env = start()
@@ -400,37 +399,3 @@ def test_an_iteration_counts_its_rollbacks_by_cause() -> None:
     causes = {"non-finite loss": 12, "exploding loss": 1, "collapse to guessing": 1}
     assert rollbacks(rows) == {"epochs": 14, "episodes": 3, "causes": causes}
     assert rollbacks([]) == {"epochs": 0, "episodes": 0, "causes": {}}
-
-
-@pytest.fixture
-def one_ray() -> Iterator[None]:
-    with local_ray(num_cpus=2):
-        yield
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_ray")
-def test_a_run_shows_the_learner_what_rollbacks_cost_and_the_user_how_many_there_were(tmp_path: Path) -> None:
-    changes = [f"{key.replace('__', '.')}={value}" for key, value in NEVER_LEARNS.items()]
-    means = []
-    for penalty in (10, 0):
-        out = tmp_path / f"penalty_{penalty}"
-        arguments = ["train", "--iterations", "1", "--episodes-per-iteration", "4", "--runners", "2"]
-        arguments += ["--wait-only-episodes", "0", "--max-epochs", "12", "--out", str(out)]
-        assert run_command([*arguments, "--set", *changes, f"reward.rollback_penalty={penalty}"]) == 0
-        (row,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert row["rollbacks"] == 48
-        assert row["rollbacks_by_cause"] == {"non_finite": 48, "explosion": 0, "collapse": 0}
-        assert row["reward_components"]["governor"] == pytest.approx(-penalty * 0.05 * 12)
-        means.append(row["learner"]["value_target_mean"])
-        events = EventAccumulator(str(out))
-        events.Reload()
-        counted = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"] if "rollbacks" in tag}
-        assert counted == {
-            **{"rollbacks": 48.0, "rollbacks_by_cause/non_finite": 48.0},
-            **{"rollbacks_by_cause/explosion": 0.0, "rollbacks_by_cause/collapse": 0.0},
-        }
-        assert run_command(["replay", str(out), "--episode", "1"]) == 0
-        page = render(out)
-        assert "The governor rolled back 48 epochs in 4 of 4 episodes: non-finite loss 48." in page
-    assert means[0] < means[1] - 1.0

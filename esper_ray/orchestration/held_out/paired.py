@@ -1,4 +1,4 @@
-"""The statistics of a comparison: paired differences, bootstrap intervals, and what they say in a sentence."""
+"""The statistics of a comparison: paired differences, bootstrap intervals, and a verdict in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def over_training_seeds(per_checkpoint: Sequence[Sequence[float]]) -> list[float
 
 
 def verdict(differences: Mapping[str, Difference], episodes: int, who: str) -> str:
-    """Returns in a sentence what the differences in the score of record say, control by control.
+    """Returns the verdict on the differences in the score of record, control by control, as a sentence.
 
     Args:
         who: what the differences are of, such as "the learned policy (sampled)".

@@ -20,6 +20,9 @@ class MaskedPPOTorchRLModule(DefaultPPOTorchRLModule):
 
     The networks see the "observations" part of {"observations", "action_mask"}. The batch is never changed: RLlib
     shares it between the forward pass and the value function.
+
+    It keeps nothing from step to step but a recurrent state. By itself `explore=False` is therefore RLlib's: the
+    likeliest action of each step. Actors act by `median_action` then, see `ChosenActions`.
     """
 
     def __init__(self, *, observation_space: gym.spaces.Dict, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ _Log = Callable[[Mapping[str, float], int], None]
 
 
 def require_loggers(names: Sequence[Logger]) -> None:
-    """Checks that what the loggers need is installed, and that one can log in without being asked.
+    """Checks that the loggers' packages are installed and that logging in needs no prompt.
 
     Raises:
         ConfigurationError: it is not.

@@ -1,4 +1,4 @@
-"""From an iteration's episodes and RLlib's result to one row of metrics."""
+"""Computes the metrics row of an iteration from its episodes and RLlib's result."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a training run came to so far."""
+"""The result of a training run so far."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ LAST_SHARE = 0.2
 
 @dataclass
 class RunTally:
-    """What the iterations so far add up to. Accuracies are kept validation accuracies in percent.
+    """Totals of the iterations so far. Accuracies are kept validation accuracies in percent.
 
     Attributes:
         wait_only: of the hosts that never grew a seed.
@@ -69,7 +69,7 @@ def write_tally(folder: Path, tally: RunTally) -> None:
 
 
 def read_tally(folder: Path) -> RunTally:
-    """Returns what a run had come to at a checkpoint.
+    """Reads the totals of a run at a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -82,7 +82,7 @@ def read_tally(folder: Path) -> RunTally:
 
 @dataclass
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         tally: what its iterations add up to.
@@ -119,7 +119,7 @@ class RunResult:
         return learned - waiting, (learned_error**2 + waiting_error**2) ** 0.5
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what summary.json holds."""
+        """Returns the content of summary.json."""
         tally = self.tally
         return {
             "iterations": self.iterations,

@@ -1,4 +1,4 @@
-"""From the trials of a search to a ranking of its settings, with the spread over the training seeds."""
+"""Ranks the settings of a search by its trials, with the spread over the training seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from esper_ray.orchestration.run.run_result import LAST_SHARE
 
 @dataclass
 class TrialResult:
-    """What a trial came to.
+    """The result of a trial.
 
     Attributes:
         name: of its run folder.
@@ -42,7 +42,7 @@ class TrialResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it came to its last iteration, or to a stop rule."""
+        """Whether it reached its last iteration or a stop rule."""
         return self.status == "finished"
 
 

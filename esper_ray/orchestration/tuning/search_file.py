@@ -1,4 +1,4 @@
-"""What a search can be told: the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
+"""The settings of a search, the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.orchestration.config import LearnerSettings, TrainConfig, parse_config, read_yaml, require_known_keys
+from esper_ray.orchestration.config import (
+    WAYS,
+    LearnerSettings,
+    TrainConfig,
+    parse_config,
+    read_yaml,
+    require_known_keys,
+)
 from esper_ray.shell import pasteable
 
 TASK_PREFIX = "set."
@@ -38,7 +45,7 @@ _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_acc
 _LEARNER = ("explained_variance", "entropy_share", "kl", "clip_fraction", "value_loss")
 _HELD_OUT = tuple(
     f"evaluation.{way}.{name}"
-    for way in ("sampled", "greedy")
+    for way in WAYS
     for name in ("kept_val_accuracy", "score", "added_parameters", "fossilized_share")
 )
 METRICS = (*_EPISODE_MEANS, "fossilized_share", "episode_seconds", "rollbacks", *_HELD_OUT)
@@ -129,7 +136,7 @@ class NoScheduler(_Strict):
 
 
 class ASHA(_Strict):
-    """Asynchronous successive halving: of the trials that reach a rung, only the best go on."""
+    """Asynchronous successive halving: only the best of the trials that reach a rung continue."""
 
     kind: Literal["asha"]
     grace_iterations: int = Field(2, ge=1)
@@ -154,7 +161,7 @@ Scheduler = Annotated[NoScheduler | ASHA | PBT, Field(discriminator="kind")]
 
 
 class SearchFile(_Strict):
-    """A search: what all trials share, what differs, and how trials are chosen, ended and ranked."""
+    """A search: common settings, the search space, and how trials are chosen, stopped and ranked."""
 
     train: TrainConfig = TrainConfig()
     """What all trials share: settings of `esper-ray train`."""
@@ -237,7 +244,7 @@ class SearchFile(_Strict):
 
     @property
     def settings_count(self) -> int:
-        """How many settings are tried."""
+        """Number of settings that are tried."""
         count = self.samples
         for values in self.space.values():
             count *= len(values.grid) if isinstance(values, Grid) else 1
@@ -245,11 +252,11 @@ class SearchFile(_Strict):
 
     @property
     def trial_count(self) -> int:
-        """How many trials there are: settings × seeds."""
+        """Number of trials: settings × seeds."""
         return self.settings_count * len(self.seeds)
 
     def trial_config(self, setting: Mapping[str, Any], seed: int) -> TrainConfig:
-        """Returns what `train` would be told for a setting, dotted key → value, and a seed.
+        """Returns the `train` configuration of a setting, dotted key → value, and a seed.
 
         Raises:
             ConfigurationError: a value is not valid.
@@ -331,7 +338,7 @@ def _require_searchable(where: str, space: Any) -> None:
 
 
 def _require_values(where: str, key: str, given: Any) -> None:
-    """Refuses what is not one of the ways of giving values, naming the nearest."""
+    """Refuses an unknown kind of search values, naming the nearest."""
     ways: dict[str, type[BaseModel]] = {
         name: kind for kind in (Grid, Choice, Uniform, LogUniform, RandInt) for name in kind.model_fields
     }

@@ -1,6 +1,5 @@
 """Episodes in progress: an actor that replaces a lost one goes on where that one was, and nobody can tell."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -10,18 +9,13 @@ from learners import TASK, assert_same_weights, rows, weights
 from traced import EVERY, LOST_AT, Trace
 
 from esper_ray.errors import EpisodeFailedError
-from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement
+
+pytestmark = pytest.mark.usefixtures("session_ray")
 
 HERE = Placement(0, 1, 0.0)
 ONE_ACTOR = Placement(1, 1, 0.0)
 WHOLE = list(range(1, TASK.max_epochs + 1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with local_ray(num_cpus=1):
-        yield
 
 
 @pytest.fixture
@@ -29,7 +23,6 @@ def trace(tmp_path: Path) -> Trace:
     return Trace(tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("policy", ["mlp", "lstm"])
 def test_an_actor_that_replaces_a_killed_one_goes_on_at_the_last_epoch_that_was_written_down(
