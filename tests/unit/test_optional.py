@@ -4,13 +4,15 @@ import logging
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from esper_ray.data.cache import cache_folder
 from esper_ray.data.tokenizers import find_gpt2_tokenizer
 from esper_ray.errors import ConfigurationError
 from esper_ray.optional import optional
-from esper_ray.orchestration.learner.policy_network import NetworkSpec
+from esper_ray.orchestration.learner.policy_network import rllib_model_config
+from esper_ray.orchestration.learner.rl_module import MaskedPPOTorchRLModule
 from esper_ray.orchestration.run.loggers import require_loggers
 
 
@@ -60,8 +62,12 @@ def test_a_policy_network_is_built_without_a_warning_of_rllib() -> None:
     deprecations.setLevel(logging.WARNING)
     deprecations.addHandler(handler)
     try:
-        spec = NetworkSpec(kind="mlp", observations=3, actions=2, hidden=(4,), lstm_width=4, steps=5)
-        spec.build()
+        spaces = {"observations": gym.spaces.Box(-1, 1, (3,)), "action_mask": gym.spaces.MultiBinary(2)}
+        MaskedPPOTorchRLModule(
+            observation_space=gym.spaces.Dict(spaces),
+            action_space=gym.spaces.Discrete(2),
+            model_config=rllib_model_config("mlp", hidden=(4,), lstm_width=4, steps=5),
+        )
         deprecations.warning("`RLModule(config=[RLModuleConfig object])` has been deprecated.")
         deprecations.warning("something else is")
     finally:

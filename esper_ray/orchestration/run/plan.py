@@ -79,7 +79,7 @@ class RunPlan:
 
     @property
     def evaluation_episodes(self) -> int:
-        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        """Episodes of all evaluations on held-out hosts during training, sampled and deterministic."""
         every = getattr(self.config, "evaluate_every", 0)
         return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
 
