@@ -66,7 +66,7 @@ def no_permission(path: Path, within: bool = False) -> str | None:
         within: ask for everything that lies in the folder, too.
     """
     for parent in reversed(path.absolute().parents):
-        if os.access(parent, os.F_OK) and not os.access(parent, os.X_OK):
+        if parent.is_dir() and not os.access(parent, os.X_OK):
             return _not_permitted(parent)
     for place in [path, *(path.rglob("*") if within else ())]:
         needed = os.R_OK | os.X_OK if place.is_dir() else os.R_OK
