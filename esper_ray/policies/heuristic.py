@@ -29,6 +29,7 @@ class HeuristicPolicy:
         self._settings = task.heuristic
         self._max_epochs = task.max_epochs
         self._actions = actions
+        self.action_names = actions.names
         self._index = ObservationTable(actions.blueprint_ids).index
         self._rotation = [name for name in rotation if name in actions.blueprint_ids]
         self.start_episode(0)

@@ -194,7 +194,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
             if "failure" in last:
                 played.append(last["failure"])
                 continue
-            record = last.pop("episode")
+            record = last.pop("record")
             weights = self._weights(place, record, keep_from)
             played.append(PlayedEpisode(ticket, rollouts[place], record, weights, metrics))
             metrics = None  # of all of them, so only once
