@@ -78,10 +78,11 @@ def copied_tree() -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(copy)], check=True, capture_output=True)
 
 
-def first_failure(copy: Path, tests: str) -> str | None:
-    """Runs tests up to the first that fails; returns its name, or None if none does."""
+def first_failure(copy: Path, tests: str, but: Sequence[str] = ()) -> str | None:
+    """Runs tests, but some, up to the first that fails; returns its name, or None if none does."""
     workers = "2" if tests == "tests/unit" else "0"
     options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", workers]
+    options += [option for test in but for option in ("--deselect", test)]
     with tempfile.TemporaryFile("w+") as printed:
         process = multiprocessing.get_context("fork").Process(
             target=_run_pytest, args=(copy, [*options, tests], printed)
@@ -127,14 +128,17 @@ class Hunt:
         """Returns the first test that fails with the fault and passes without it; None if none does."""
         likely = [f"tests/{mutation.tests}"] if mutation.tests.partition("/")[0] in self._tiers else []
         for tests in likely if self._quick else [*likely, *(f"tests/{tier}" for tier in self._tiers)]:
-            mutation.apply(self._copy)
-            try:
-                failed = first_failure(self._copy, tests)
-            finally:
-                subprocess.run(["git", "-C", str(self._copy), "checkout", "-q", "."], check=True)
-            if failed is not None and self._passes_without(failed):
-                return failed
+            while (failed := self._fails_with(mutation, tests)) is not None:
+                if self._passes_without(failed):
+                    return failed
         return None
+
+    def _fails_with(self, mutation: Mutation, tests: str) -> str | None:
+        mutation.apply(self._copy)
+        try:
+            return first_failure(self._copy, tests, [test for test, passes in self._passes.items() if not passes])
+        finally:
+            subprocess.run(["git", "-C", str(self._copy), "checkout", "-q", "."], check=True)
 
     def _passes_without(self, test: str) -> bool:
         if test.startswith("("):

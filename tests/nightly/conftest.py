@@ -20,6 +20,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--store-durations", action="store_true", help="write down how long each file of tests took")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """One test at a time unless `-n` was given: some look at seconds or memory, most have several processes."""
+    if not any(str(argument).startswith(("-n", "--numprocesses")) for argument in config.invocation_params.args):
+        config.option.numprocesses, config.option.dist = 0, "no"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if (shard := config.getoption("shard")) is not None:
         config.pluginmanager.register(Shard(*parsed(shard)))

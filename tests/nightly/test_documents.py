@@ -1,32 +1,10 @@
 """The pages that show how to use it: every command and program in them is run as it stands."""
 
-import os
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-_SECONDS_OF_QUICK_SEARCH = 600
-"""The page promises four minutes on two cores that have nothing else to do."""
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """Returns the code blocks of a page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-def run_in(folder: Path, command: list[str]) -> str:
-    """Runs a command in a folder of its own, in this environment."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+from pages import blocks, run_in
 
 
 @pytest.mark.timeout(900)
@@ -49,20 +27,6 @@ def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
     assert "An iteration of 16 episodes: " in plan
     assert "Done after 2 of 2 iterations" in trained
     assert "Done after 1 of 1 iterations" in trained
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("nothing_left_behind")
-def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_path: Path) -> None:
-    search, train, resume = blocks("search.md", "sh")
-    started = time.monotonic()
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", search])
-    assert time.monotonic() - started < _SECONDS_OF_QUICK_SEARCH
-    assert "Done after 1 of 1 iterations" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", train])
-    trials = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/tune-quick/trials/*/episodes.jsonl")}
-    assert len(trials) == 6
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", resume])
-    assert {path: path.stat().st_mtime_ns for path in trials} == trials
 
 
 @pytest.mark.timeout(900)
