@@ -77,7 +77,6 @@ def test_what_is_imported_is_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert run(installed, tmp_path, "python", "-m", "esper_ray", "--version").startswith("esper-ray ")
 
 
-@pytest.mark.slow
 def test_the_main_job_runs_from_the_wheel_with_a_shipped_file_by_name(installed: Path, tmp_path: Path) -> None:
     printed = run(installed, tmp_path, "esper-ray", "train", "--config", "digits", "--iterations", "1", "--out", "run")
     assert "Done after 1 of 1 iterations: 32 episodes" in printed
@@ -87,7 +86,6 @@ def test_the_main_job_runs_from_the_wheel_with_a_shipped_file_by_name(installed:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-@pytest.mark.slow
 def test_a_shipped_search_begins_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [installed / "esper-ray", "tune", "quick", "--max-concurrent", "1"]
