@@ -78,20 +78,23 @@ def copied_tree() -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(copy)], check=True, capture_output=True)
 
 
-def first_failure(copy: Path, tests: str) -> str | None:
-    """Runs tests up to the first that fails; returns its name, or None if none does."""
+def first_failure(copy: Path, tests: str, but: Sequence[str] = ()) -> str | None:
+    """Runs tests, but some, up to the first that fails; returns its name, or None if none does."""
     workers = "2" if tests == "tests/unit" else "0"
     options = ["-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-n", workers]
+    options += [option for test in but for option in ("--deselect", test)]
     with tempfile.TemporaryFile("w+") as printed:
         process = multiprocessing.get_context("fork").Process(
             target=_run_pytest, args=(copy, [*options, tests], printed)
         )
         process.start()
-        process.join(_SECONDS)
-        if process.exitcode is None:
-            assert process.pid is not None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
+        try:
+            process.join(_SECONDS)
+        finally:
+            if hangs := process.is_alive():
+                assert process.pid is not None
+                os.killpg(process.pid, signal.SIGKILL)
+        if hangs:
             return "(hangs)"
         if process.exitcode == 0:
             return None
@@ -103,6 +106,7 @@ def first_failure(copy: Path, tests: str) -> str | None:
 def _run_pytest(copy: Path, arguments: Sequence[str], printed: TextIO) -> NoReturn:
     """Runs pytest in this process, which has the libraries from its parent, and nothing of esper_ray."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(printed.fileno(), stream)
     os.chdir(copy)
@@ -124,14 +128,17 @@ class Hunt:
         """Returns the first test that fails with the fault and passes without it; None if none does."""
         likely = [f"tests/{mutation.tests}"] if mutation.tests.partition("/")[0] in self._tiers else []
         for tests in likely if self._quick else [*likely, *(f"tests/{tier}" for tier in self._tiers)]:
-            mutation.apply(self._copy)
-            try:
-                failed = first_failure(self._copy, tests)
-            finally:
-                subprocess.run(["git", "-C", str(self._copy), "checkout", "-q", "."], check=True)
-            if failed is not None and self._passes_without(failed):
-                return failed
+            while (failed := self._fails_with(mutation, tests)) is not None:
+                if self._passes_without(failed):
+                    return failed
         return None
+
+    def _fails_with(self, mutation: Mutation, tests: str) -> str | None:
+        mutation.apply(self._copy)
+        try:
+            return first_failure(self._copy, tests, [test for test, passes in self._passes.items() if not passes])
+        finally:
+            subprocess.run(["git", "-C", str(self._copy), "checkout", "-q", "."], check=True)
 
     def _passes_without(self, test: str) -> bool:
         if test.startswith("("):
@@ -153,6 +160,7 @@ def main() -> None:
     tiers = asked.tiers.split(",")
     if not set(tiers) <= set(TIERS):
         parser.error(f"--tiers {asked.tiers}: expected some of {','.join(TIERS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in LIBRARIES:
         importlib.import_module(name)
     found: Counter[str] = Counter()

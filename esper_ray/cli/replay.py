@@ -31,7 +31,7 @@ def _differing(replay: Replay) -> list[str]:
         lines.append(f"{differing}. Kept validation accuracy: {kept}.")
     if replay.changes:
         return [*lines, f"Possible causes: {'; '.join(replay.changes)}."]
-    return [*lines, "Versions and CPU are as recorded; look for an altered row, other data or changed code."]
+    return [*lines, "Versions, CPU and settings are as recorded; look for an altered row, other data or changed code."]
 
 
 def _percent(accuracy: float | None) -> str:

@@ -183,8 +183,10 @@ class SampleLoader(BatchLoader):
         """Returns the rows of an epoch in their order, and what is drawn for the augmentation of each."""
         generator = self._generator()
         order = torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
-        order = order.to(self._targets.device)
-        drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
+        order = _to_device(order, self._targets.device)
+        drawn = None
+        if self._augmentation is not None:
+            drawn = _to_device(self._augmentation.draw(self._samples, generator), self._device)
         return order if self._rows is None else self._rows[order], drawn
 
     def _prepared(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -203,7 +205,7 @@ class TokenLoader(BatchLoader):
     """Batches of sequences of a text: inputs (N, T), and as targets (N, T) the same one token later; int64.
 
     Args:
-        tokens: (L,) uint8 or uint16, L > T.
+        tokens: (L,) uint8 or uint16 (or its bits as int16), L > T.
         sequence_length: T, tokens per sequence.
         batch_size: sequences per batch.
         device: where the batches are made.
@@ -227,6 +229,8 @@ class TokenLoader(BatchLoader):
         self._offsets = sequence_length if moves else 1
         super().__init__(min(self._available, limit or self._available), batch_size)
         self._device = torch.device(device)
+        if tokens.dtype == torch.uint16:
+            tokens = tokens.view(torch.int16)  # a GPU gathers no uint16
         self._tokens = tokens.to(_device_for(tokens, device))
         self._length = sequence_length
         self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
@@ -254,8 +258,10 @@ class TokenLoader(BatchLoader):
             generator = self._generator()
             offset = torch.randint(self._offsets, (), generator=generator)
             starts = torch.randperm(self._available, generator=generator)[: self._samples] * self._length + offset
-        for chosen in starts.to(self._tokens.device).split(self._batch_size):
+        for chosen in _to_device(starts, self._tokens.device).split(self._batch_size):
             window = _to_device(self._tokens[chosen[:, None] + self._within], self._device).long()
+            if self._tokens.dtype == torch.int16:
+                window &= 0xFFFF
             yield window[:, :-1], window[:, 1:]
 
 

@@ -22,6 +22,7 @@ from esper_ray.data.cache import cache_folder
 from esper_ray.episode.provenance import numeric_provenance, what_is_unknown
 from esper_ray.errors import DatasetError
 from esper_ray.file_locks import locked
+from esper_ray.numerics import numeric_settings
 from esper_ray.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class HostCache:
             say_not_shared(task.name, unknown)
             return None
         settings = task.model_dump(mode="json", exclude={"reward", "heuristic", "episodes_per_iteration", "summary"})
-        provenance = numeric_provenance(task, self._data, self._device.type)
+        provenance = numeric_provenance(task, self._data, self._device.type, numeric_settings())
         identity = {"task": settings, "threads": torch.get_num_threads(), **provenance}
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "hosts" / f"{self._kind}-{digest}"

@@ -23,12 +23,13 @@ _CODE = ("seeding.py", "lifecycle", "models", "data", "training", "tasks", "epis
 """Parts of the package that the numbers of an epoch follow from."""
 
 
-def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str]:
+def numeric_provenance(task: TaskSpec, data: Path, device: str, numerics: Mapping[str, str]) -> dict[str, str]:
     """Returns what the numbers of an episode follow from besides the task's settings, the seeds and the decisions.
 
     Args:
         data: the folder of the prepared data; its name changes with the data.
         device: "cpu" or "cuda".
+        numerics: of the process that plays, see `numeric_settings`.
     """
     on_gpu = device == "cuda" and torch.cuda.is_available()
     return {
@@ -38,6 +39,7 @@ def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str
         "numpy": np.__version__,
         "code": hashlib.sha256(f"{code_digest(*_CODE)} {_code_of(task).digest}".encode()).hexdigest(),
         "files": _files_digest(task),
+        **numerics,
     }
 
 

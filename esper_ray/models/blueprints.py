@@ -4,6 +4,7 @@ A blueprint builds a module that maps features of a given width to features of t
 the identity. It should carry no running statistics, because a seed is also judged by what the host does without it.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from esper_ray.plugins import is_redefinition
 from esper_ray.seeding import seeded
 from esper_ray.user_code import remember_code
 
-SeedFactory = Callable[[int], nn.Module]
+SeedFactory = Callable[..., nn.Module]
+"""Takes the feature width and, if it has such a parameter, `causal`: whether no position may see a later one."""
 Obstacle = Callable[[torch.device, int], str | None]
 """Device, feature width → why a module cannot be trained there, or None if it can."""
 
@@ -42,6 +44,7 @@ class _Entry:
     obstacle: Obstacle | None
 
     def __post_init__(self) -> None:
+        self.takes_causal = _takes_causal(self.factory)
         self.parameter_counts: dict[int, int] = {}
         self.obstacles: dict[tuple[torch.device, int], str | None] = {}
 
@@ -52,7 +55,10 @@ _REGISTRY: dict[tuple[str, str], _Entry] = {}
 def blueprint(
     blueprint_id: str, topology: str, obstacle: Obstacle | None = None
 ) -> Callable[[SeedFactory], SeedFactory]:
-    """Registers a seed module; decorates a class or function that takes the feature width.
+    """Registers a seed module; decorates a class or function `(width)` or `(width, causal)`.
+
+    With a parameter `causal` it is told whether the host is causal, so that no position may depend on a later one. It
+    has as many parameters either way.
 
     The heuristic policy tries the blueprints of a topology in the order of their registration.
 
@@ -78,16 +84,20 @@ def blueprint(
     return register
 
 
-def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
+def build_seed(blueprint_id: str, topology: str, width: int, causal: bool = True) -> nn.Module:
     """Builds a seed module, initialised from torch's global random state.
+
+    Args:
+        causal: no position may depend on a later one; for blueprints that ask.
 
     Raises:
         ConfigurationError: no such blueprint for this topology, or it fails at this width.
     """
     if (topology, blueprint_id) not in _REGISTRY:
         raise ConfigurationError(unknown_name(f"{topology} blueprint", blueprint_id, registered_blueprints(topology)))
+    entry = _REGISTRY[topology, blueprint_id]
     try:
-        seed = _REGISTRY[topology, blueprint_id].factory(width)
+        seed = entry.factory(width, causal=causal) if entry.takes_causal else entry.factory(width)
     except Exception as error:
         raise ConfigurationError(
             f"blueprint '{blueprint_id}' cannot be built at width {width}: {type(error).__name__}: {error}"
@@ -95,6 +105,18 @@ def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
     if not isinstance(seed, nn.Module):
         raise ConfigurationError(f"blueprint '{blueprint_id}' must return an nn.Module, got {type(seed).__name__}")
     return seed
+
+
+def asks_for_causality(topology: str) -> bool:
+    """Returns whether a blueprint of the topology is built in another way for a causal host."""
+    return any(entry.takes_causal for (kind, _), entry in _REGISTRY.items() if kind == topology)
+
+
+def _takes_causal(factory: SeedFactory) -> bool:
+    try:
+        return "causal" in inspect.signature(factory).parameters
+    except ValueError:  # some that are written in C have none
+        return False
 
 
 def seed_factory(blueprint_id: str, topology: str) -> SeedFactory:

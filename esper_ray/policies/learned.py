@@ -1,13 +1,14 @@
 """A trained policy from a checkpoint, for one episode at a time."""
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch.distributions import Categorical
 from typing_extensions import Self
 
 from esper_ray.episode.env import Observation
-from esper_ray.errors import ConfigurationError
+from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.policies.acting import Acting, median_action
 from esper_ray.policies.manifest import read_policy_manifest
 from esper_ray.policies.network import PolicyNetwork, State, load_policy
@@ -22,6 +23,9 @@ class LearnedPolicy:
         actions: names of the actions that it was trained with, in order; an environment with other ones is refused.
         observation: names of the observed values, likewise.
         acting: how its probabilities become an action.
+
+    Raises:
+        ConfigurationError: the way of acting is unknown.
     """
 
     def __init__(
@@ -31,6 +35,8 @@ class LearnedPolicy:
         observation: tuple[str, ...],
         acting: Acting = "sampled",
     ) -> None:
+        if acting not in get_args(Acting):
+            raise ConfigurationError(unknown_name("way of acting", acting, get_args(Acting)))
         self._network = network
         self.action_names = actions
         self.observation_names = observation
@@ -43,6 +49,7 @@ class LearnedPolicy:
 
         Raises:
             CheckpointError: it is missing, damaged, or was written by another version of this package.
+            ConfigurationError: the way of acting is unknown.
         """
         folder = Path(checkpoint)
         manifest = read_policy_manifest(folder)

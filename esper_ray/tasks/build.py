@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,9 +21,13 @@ from esper_ray.data import (
 )
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.models import MorphogeneticModel, build_host, registered_blueprints
-from esper_ray.seeding import Stream, derive_seed
+from esper_ray.models.blueprints import asks_for_causality
+from esper_ray.models.hosts import host_factory
+from esper_ray.models.morphogenetic import injection_points
+from esper_ray.models.probes import is_causal
+from esper_ray.seeding import Stream, derive_seed, forked_generators, seeded
 from esper_ray.tasks.registry import get_task_spec
-from esper_ray.tasks.settings import DataSettings
+from esper_ray.tasks.settings import DataSettings, HostSettings
 from esper_ray.tasks.spec import TaskSpec
 from esper_ray.tasks.variety import every_host
 
@@ -38,7 +43,22 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
     spec = get_task_spec(task) if isinstance(task, str) else task
     host = build_host(spec.host.kind, spec.input_shape, spec.classes, spec.host.options)
     lifecycle = spec.lifecycle.resolved(spec.max_epochs)
-    return MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last).to(device)
+    causal = True
+    if spec.task_type == "lm" or asks_for_causality(str(getattr(host, "topology", "cnn"))):
+        structure = spec.host.model_dump_json(), spec.input_shape, spec.classes
+        causal = _is_causal(host_factory(spec.host.kind), *structure, spec.task_type == "lm")
+    model = MorphogeneticModel(host, spec.host.slot, lifecycle, spec.host.channels_last, causal)
+    return model.to(device)
+
+
+@lru_cache
+def _is_causal(_factory: object, settings: str, input_shape: tuple[int, ...], classes: int, is_text: bool) -> bool:
+    """Builds such a host once, only to try it out; a kind of host may be defined anew under its name."""
+    host = HostSettings.model_validate_json(settings)
+    with seeded(0):
+        built = build_host(host.kind, input_shape, classes, host.options)
+    injection_points(built)
+    return is_causal(built, input_shape, classes if is_text else None)
 
 
 def require_sound(task: TaskSpec, inputs: Tensor | None = None) -> None:
@@ -51,16 +71,17 @@ def require_sound(task: TaskSpec, inputs: Tensor | None = None) -> None:
         ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`; or `decisions.blueprints` names an
             unknown one.
     """
-    known = registered_blueprints(create_model(task).seed_slot.topology)
-    for name in task.decisions.blueprints or ():
-        if name not in known:
-            raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
     is_text = task.task_type == "lm"
     if inputs is None:
         inputs = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
     outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)
-    for drawn in every_host(task):
-        create_model(drawn).require_sound(inputs[:1], outputs)
+    with forked_generators():
+        known = registered_blueprints(create_model(task).seed_slot.topology)
+        for name in task.decisions.blueprints or ():
+            if name not in known:
+                raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
+        for drawn in every_host(task):
+            create_model(drawn).require_sound(inputs[:1], outputs)
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:

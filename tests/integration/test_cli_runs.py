@@ -29,6 +29,11 @@ SMALL_TRANSFORMER = [
     *("host.layers=2", "host.heads=2", "host.width=16", "host.context=32", "data.sequence_length=32"),
     *("data.batch_size=16", "data.train_samples=32", "data.validation_samples=32"),
 ]
+FEW_TOKENS = [
+    *("data.sequence_length=8", "host.context=8", "data.batch_size=8", "data.train_samples=16"),
+    "data.validation_samples=8",
+]
+"""For a vocabulary of 50,257."""
 
 
 def nothing(folder: Path) -> None:
@@ -49,10 +54,10 @@ CASES = {
     "fashion_mnist": ("fashion_mnist", nothing, ["data.train_samples=500", "data.validation_samples=200"]),
     "cifar10 archive": ("cifar10", cifar_archive, ["host.base_channels=2"]),
     "cifar10 parquet": ("cifar10", write_cifar_parquet, ["host.base_channels=2"]),
-    "pydoc": ("pydoc", nothing, ["data.train_samples=320"]),
+    "pydoc": ("pydoc", nothing, SMALL_TRANSFORMER),
     "tinystories text": ("tinystories", write_stories_text, SMALL_TRANSFORMER),
     "tinystories parquet": ("tinystories", write_stories_parquet, SMALL_TRANSFORMER),
-    "tinystories gpt2": ("tinystories", stories_with_gpt2, [*SMALL_TRANSFORMER, "data.validation_samples=8"]),
+    "tinystories gpt2": ("tinystories", stories_with_gpt2, [*SMALL_TRANSFORMER, *FEW_TOKENS]),
 }
 
 

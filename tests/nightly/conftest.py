@@ -20,10 +20,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--store-durations", action="store_true", help="write down how long each file of tests took")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """One test at a time unless `-n` was given: some look at seconds or memory, most have several processes."""
+    if not any(str(argument).startswith(("-n", "--numprocesses")) for argument in config.invocation_params.args):
+        config.option.numprocesses, config.option.dist = 0, "no"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if (shard := config.getoption("shard")) is not None:
         config.pluginmanager.register(Shard(*parsed(shard)))
-    if config.getoption("store_durations"):
+    if config.getoption("store_durations") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Stopwatch())
 
 
@@ -62,8 +69,11 @@ class Shard:
         self._files = divided(durations, count)[number - 1]
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        others = [item for item in items if item.path.parent == HERE and item.path.name not in self._files]
-        items[:] = [item for item in items if item not in others]
+        kept, others = [], []
+        for item in items:
+            is_other = item.path.parent == HERE and item.path.name not in self._files
+            (others if is_other else kept).append(item)
+        items[:] = kept
         config.hook.pytest_deselected(items=others)
 
 

@@ -12,7 +12,6 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_orchestration_benchmark_accounts_for_every_episode(tmp_path: Path) -> None:
     """Of real and of light actors; and an earlier figure of one shows as the ratio to it."""
@@ -46,7 +45,6 @@ def figures_of_digits(benchmark: str, folder: Path, episodes: int) -> list[dict[
     return rows
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path) -> None:
     rows = figures_of_digits("host_epochs.py", tmp_path, episodes=1)
@@ -59,7 +57,6 @@ def test_the_benchmark_of_host_epochs_shares_out_all_of_the_time(tmp_path: Path)
         assert row["memory_beyond_imports"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_an_actor_s_memory_is_its_own_and_the_data_is_shared(tmp_path: Path) -> None:
     """The goal for `digits`: 60 MB beyond what the imports take; nothing of the data set is copied."""

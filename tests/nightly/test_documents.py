@@ -1,37 +1,12 @@
 """The pages that show how to use it: every command and program in them is run as it stands."""
 
-import os
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-_SECONDS_OF_QUICK_SEARCH = 600
-"""The page promises four minutes on two cores that have nothing else to do."""
+from pages import blocks, run_in
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Returns the code blocks of a page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-def run_in(folder: Path, command: list[str]) -> str:
-    """Runs a command where a reader would: beside tune_configs, in this environment."""
-    if not (folder / "tune_configs").exists():
-        (folder / "tune_configs").symlink_to(ROOT / "tune_configs")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
@@ -45,7 +20,6 @@ def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "second" / "summary.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
@@ -55,22 +29,6 @@ def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
     assert "Done after 1 of 1 iterations" in trained
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("nothing_left_behind")
-def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_path: Path) -> None:
-    search, train, resume = blocks("search.md", "sh")
-    started = time.monotonic()
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", search])
-    assert time.monotonic() - started < _SECONDS_OF_QUICK_SEARCH
-    assert "Done after 1 of 1 iterations" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", train])
-    trials = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/tune-quick/trials/*/episodes.jsonl")}
-    assert len(trials) == 6
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", resume])
-    assert {path: path.stat().st_mtime_ns for path in trials} == trials
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Path) -> None:
@@ -88,7 +46,6 @@ def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
         assert run_in(tmp_path, [sys.executable, "-c", program])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_program_of_the_notebooks_page_runs(tmp_path: Path) -> None:
     (program,) = blocks("notebooks.md", "python")

@@ -48,7 +48,6 @@ def wait_for_moment(
         time.sleep(draw.uniform(0, 0.02))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_time(
@@ -83,7 +82,6 @@ def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_ti
     assert half_written(out) == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_killed_before_its_first_checkpoint_then_interrupted_then_terminated_a_run_comes_to_the_same(

@@ -11,7 +11,7 @@ from learners import build
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.fleet.progress import start_board
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = pytest.mark.faults
 
 
 class HangingEnv(FakeHostEnv):

@@ -30,8 +30,6 @@ from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_
 from esper_ray.orchestration.tuning.searchers import BoundedPBT
 from esper_ray.orchestration.tuning.trial import _await_unlocked
 
-pytestmark = pytest.mark.slow
-
 TRAIN: dict[str, Any] = {
     **{"task": "digits", "iterations": 3, "episodes_per_iteration": 4, "wait_only_episodes": 0, "max_epochs": 12},
     "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"],
@@ -329,6 +327,7 @@ def test_a_search_that_does_not_fit_is_refused_with_what_does(
         assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_trials_share_the_cpus_and_gpus_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     cluster.add_node(num_cpus=4, num_gpus=1)

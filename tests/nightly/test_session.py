@@ -38,7 +38,6 @@ def numbers(folder: Path) -> list[Any]:
     return [(row["episode"], row["episode_seed"], row["stages"], row["per_epoch"]) for row in rows]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_that_was_not(tmp_path: Path) -> None:
     with Session(num_cpus=4, folder=tmp_path) as session:
@@ -74,7 +73,6 @@ def test_a_training_that_was_interrupted_and_went_on_comes_to_the_same_as_one_th
     assert learners[0] == learners[1]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_an_interrupt_at_the_end_lets_it_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_summary = RunFolder.write_summary
@@ -101,7 +99,6 @@ def test_an_interrupt_at_the_end_lets_it_be_whole(tmp_path: Path, monkeypatch: p
     assert_whole(tmp_path / "from the command line")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
     session = Session(num_cpus=2, folder=tmp_path)
@@ -151,7 +148,6 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
     assert not ray.is_initialized()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom_without_noise(path: Path, tmp_path: Path) -> None:
@@ -172,7 +168,6 @@ def test_a_notebook_runs_from_top_to_bottom_without_noise(path: Path, tmp_path: 
         nbformat.write(notebook, Path(copies) / path.name)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_stop_button_of_a_notebook_ends_what_runs_and_not_the_session(tmp_path: Path) -> None:
     """A kernel is interrupted as the button does it: by SIGINT to the kernel's process."""

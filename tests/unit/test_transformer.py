@@ -5,7 +5,7 @@ import torch
 from fast_tasks import make_fast_text_task
 from torch import Tensor, nn
 
-from esper_ray.episode import ActionTable, run_ppo_episode
+from esper_ray.episode import ActionTable
 from esper_ray.episode.host_run import HostRun
 from esper_ray.errors import ConfigurationError
 from esper_ray.lifecycle import LifecycleSettings, SeedStage
@@ -19,7 +19,6 @@ from esper_ray.models import (
 )
 from esper_ray.models.blueprints import _REGISTRY
 from esper_ray.models.transformer_seeds import AttentionSeed, FlexAttentionSeed
-from esper_ray.policies import WaitPolicy
 from esper_ray.tasks import create_model, get_task_spec, load_task_data
 from esper_ray.training import _train_one_epoch, evaluate
 
@@ -246,12 +245,3 @@ def test_accuracy_of_a_text_counts_tokens() -> None:
     assert found.loss == pytest.approx(
         nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten()).item(), rel=1e-5
     )
-
-
-@pytest.mark.slow
-def test_the_default_host_learns_english_below_two_nats_per_byte() -> None:
-    """In 14 epochs here; in the 25 of an episode all the more."""
-    result = run_ppo_episode(WaitPolicy(), get_task_spec("pydoc", {"max_epochs": 14}))
-    losses = [epoch.val_loss for epoch in result.record.epochs]
-    assert losses[0] > 2.4
-    assert result.record.kept_val_loss == losses[-1] < 2.0

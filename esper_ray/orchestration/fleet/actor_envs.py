@@ -126,7 +126,7 @@ class ActorEnv(MorphogenesisEnv):
                 assert self._so_far.state is not None
                 self.restore(self._so_far.state)
                 self._saved_epoch = self.run.epoch
-            self._legal.mask = result[0]["action_mask"]
+            self._legal.mask = result[0]["action_mask"].copy()
         else:
             result = yield from super().step_steps(action)
             self._write_down(int(action), result)

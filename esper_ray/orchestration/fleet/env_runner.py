@@ -4,7 +4,7 @@ import copy
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import ray
@@ -19,6 +19,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from esper_ray.episode import EpisodeRecord, Policy
 from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.rollout import play_episodes
+from esper_ray.numerics import numeric_settings, play_as_actor
 from esper_ray.orchestration.fleet.actor_envs import DECISION_SEED, WORKER_INDEX, ActorEnv, OtherDecisionError
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
@@ -40,6 +41,7 @@ class WorkerInfo:
         epoch_seconds: wall time of an epoch of all of them, while the other actors work as well; of large hosts where
             hosts differ.
         memory: bytes; of what it has in common with other processes a share, where the system says so.
+        numerics: what decides the last digits of its numbers, see `numeric_settings`.
     """
 
     runner: int
@@ -49,6 +51,7 @@ class WorkerInfo:
     hosts: int
     epoch_seconds: float
     memory: int
+    numerics: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     """An EnvRunner that plays whole episodes, several at the same time. A failure is returned, never hidden."""
 
     def __init__(self, **settings: Any) -> None:
+        play_as_actor(max(1, int(settings["config"].num_cpus_per_env_runner)))
         without_deterministic_mode()
         super().__init__(**settings)
         self._module_to_env.insert_before(GetActions, ChosenActions())
@@ -154,7 +158,14 @@ class EpisodeRunner(SingleAgentEnvRunner):
         seconds = envs.time_epoch()
         node_id, device = ray.get_runtime_context().get_node_id(), str(envs.envs[0].device)
         return WorkerInfo(
-            self.worker_index, socket.gethostname(), node_id, device, envs.num_envs, seconds, process_memory()
+            self.worker_index,
+            socket.gethostname(),
+            node_id,
+            device,
+            envs.num_envs,
+            seconds,
+            process_memory(),
+            numeric_settings(),
         )
 
     def play(self, tickets: Sequence[Ticket], keep_from: float, weights: Weights) -> list[PlayedEpisode]:
@@ -183,7 +194,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
             if "failure" in last:
                 played.append(last["failure"])
                 continue
-            record = last.pop("episode")
+            record = last.pop("record")
             weights = self._weights(place, record, keep_from)
             played.append(PlayedEpisode(ticket, rollouts[place], record, weights, metrics))
             metrics = None  # of all of them, so only once

@@ -28,7 +28,7 @@ class Placement:
 
     Attributes:
         runners: number of actors; 0: this process plays the part of one.
-        cpus_per_runner: CPUs of each; torch uses as many threads, at least one.
+        cpus_per_runner: CPUs of each.
         gpus_per_runner: share of a GPU of each; 0 on the CPU.
         hosts_per_runner: episodes that each plays at the same time, at most.
     """
@@ -42,6 +42,11 @@ class Placement:
     def players(self) -> int:
         """Number of concurrent players: the actors, or 1 (this process) without actors."""
         return max(1, self.runners)
+
+    @property
+    def threads_per_runner(self) -> int:
+        """Threads of torch in each, and in the process that learns: one for each whole CPU, at least one."""
+        return max(1, int(self.cpus_per_runner))
 
     @property
     def device_kind(self) -> str:

@@ -136,5 +136,5 @@ def store_settings(manifest: CheckpointManifest, plan: RunPlan, data_dir: Path |
     return {
         "task": common_task(manifest),
         "policy code": code_digest("policies"),
-        **numeric_provenance(plan.task, data, plan.placement.device_kind),
+        **numeric_provenance(plan.task, data, plan.placement.device_kind, plan.preflight.numerics),
     }

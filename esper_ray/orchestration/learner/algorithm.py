@@ -46,7 +46,7 @@ from esper_ray.policies.network import (
     read_policy,
     write_policy,
 )
-from esper_ray.seeding import Stream, derive_seed, seed_global
+from esper_ray.seeding import Stream, derive_seed, seeded_globally
 
 _TARGET_PREFIX = "_old_"
 """Of the parts of APPO's network that only its learner needs."""
@@ -233,11 +233,11 @@ class EpisodeAlgorithm(Algorithm):
 
     def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
         """Updates the policy. The order of the minibatches depends on seed and iteration only."""
-        seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
         config = self.config
-        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
-        self._learn(rollouts)
-        self.learner_figures = watch.report()
+        with seeded_globally(derive_seed(config.seed, Stream.LEARNER, self.iteration)):
+            watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
+            self._learn(rollouts)
+            self.learner_figures = watch.report()
 
     @property
     @abstractmethod

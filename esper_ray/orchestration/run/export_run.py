@@ -10,6 +10,7 @@ from torch import Tensor
 from esper_ray import __version__
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.config import ExportConfig
 from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
@@ -88,7 +89,8 @@ def _export(run: RecordedRun, number: int, is_kept: bool, folder: Path) -> dict[
         "kept_val_accuracy": row["kept_val_accuracy"],
     }
     try:
-        return export_model(model, run.task, prepared, run.data_dir, folder, origin)
+        with as_actor(run.threads):
+            return export_model(model, run.task, prepared, run.data_dir, folder, origin)
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
 

@@ -21,6 +21,7 @@ from esper_ray.episode import ActionTable, ObservationTable
 from esper_ray.episode.host_cache import say_not_shared
 from esper_ray.episode.provenance import what_is_unknown
 from esper_ray.errors import EpisodeFailedError
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
@@ -78,7 +79,7 @@ class RunPlan:
 
     @property
     def evaluation_episodes(self) -> int:
-        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        """Episodes of all evaluations on held-out hosts during training, sampled and deterministic."""
         every = getattr(self.config, "evaluate_every", 0)
         return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
 
@@ -104,10 +105,12 @@ class RunPlan:
             "cpus_per_runner": self.placement.cpus_per_runner,
             "gpus_per_runner": self.placement.gpus_per_runner,
             "device": self.placement.device_kind,
+            "threads_per_runner": self.placement.threads_per_runner,
             "iterations": self.iterations,
             "episodes_per_iteration": self.episodes,
             "wait_only_episodes": self.wait_only_episodes,
             "actions": self.action_names,
+            "numerics": self.preflight.numerics,
             **origin(),
         }
 
@@ -241,18 +244,18 @@ def _algorithm(
     if (task.reward.mode == "paired" or config.host_pool is not None) and (unknown := what_is_unknown(task)):
         say_not_shared(task.name, unknown)  # the actors' logs are not shown
     learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
-    torch.set_num_threads(1)
     without_compiler()
-    try:
-        algorithm = build_algorithm(actor, learning, placement)
-    except RayError as error:
-        raise EpisodeFailedError(f"the actors could not be built: {error}") from error
-    except IndexError as error:  # RLlib only logs why actors failed, and then misses the first of them
-        raise EpisodeFailedError("the actors could not be built; Ray's logs on their machines say why") from error
-    try:
-        yield algorithm
-    finally:
-        algorithm.stop()
+    with as_actor(placement.threads_per_runner):
+        try:
+            algorithm = build_algorithm(actor, learning, placement)
+        except RayError as error:
+            raise EpisodeFailedError(f"the actors could not be built: {error}") from error
+        except IndexError as error:  # RLlib only logs why actors failed, and then misses the first of them
+            raise EpisodeFailedError("the actors could not be built; Ray's logs on their machines say why") from error
+        try:
+            yield algorithm
+        finally:
+            algorithm.stop()
 
 
 def _host_checkpoints(config: RunConfig, out: Path) -> dict[str, Any] | None:

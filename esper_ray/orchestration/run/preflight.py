@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from esper_ray.errors import EpisodeFailedError, PlacementError
+from esper_ray.numerics import UNSET
 from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 
@@ -41,6 +42,14 @@ class Preflight:
     def memory(self) -> int:
         """Bytes of all actors."""
         return sum(worker.memory for worker in self.workers)
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What decides the last digits of the actors' numbers, see `numeric_settings`; of unequal actors all values."""
+        names = sorted({name for worker in self.workers for name in worker.numerics})
+        return {
+            name: " or ".join(sorted({worker.numerics.get(name, UNSET) for worker in self.workers})) for name in names
+        }
 
     def seconds_for(self, episodes: int) -> float:
         """Returns the wall time of so many episodes, shared out over the actors."""

@@ -174,8 +174,8 @@ def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
     values = plan.as_dict()
     if resumption is None:
         return values
-    began = {name: resumption.stored.get(name) for name in ORIGIN}
-    here = {name: values[name] for name in ORIGIN}
+    began = {name: resumption.stored.get(name) for name in (*ORIGIN, "numerics")}
+    here = {name: values[name] for name in began}
     went_on = [*resumption.stored.get("went_on", []), {"iteration": resumption.iteration or 0, **here}]
     return {**values, **began, "went_on": went_on}
 
