@@ -6,6 +6,7 @@ change comes out the same to the last bit.
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TypeVar, cast
 
 import torch
@@ -61,7 +62,8 @@ def is_causal(host: nn.Module, input_shape: tuple[int, ...], tokens: int | None)
     _disturb(host.eval())
     recorders = [_Recorder() for _ in cast("dict[str, int]", host.injection_points)]
     for slot_id, recorder in zip(cast("dict[str, int]", host.injection_points), recorders, strict=True):
-        host.register_slot(slot_id, recorder)  # type: ignore[operator]
+        with suppress(Exception):  # a point that takes no module shows nothing
+            host.register_slot(slot_id, recorder)  # type: ignore[operator]
 
     def positions(inputs: Tensor) -> list[Tensor]:
         with seeded(0):
@@ -90,13 +92,11 @@ def mixes_samples(module: nn.Module, inputs: Tensor, other: Tensor) -> bool:
         inputs, other: two different samples (1, …).
     """
     alone, beside = torch.cat([inputs, inputs]), torch.cat([inputs, other])
-    if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-        alone, beside = (each.contiguous(memory_format=torch.channels_last) for each in (alone, beside))
     with torch.no_grad(), seeded(0):
         expected = module(alone)
     with torch.no_grad(), seeded(0):
         found = module(beside)
-    return not torch.equal(expected[0], found[0])
+    return not torch.equal(expected[0].nan_to_num(), found[0].nan_to_num())
 
 
 def sees_later_positions(module: nn.Module, features: Tensor) -> bool:

@@ -23,7 +23,6 @@ from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.models import MorphogeneticModel, build_host, registered_blueprints
 from esper_ray.models.blueprints import asks_for_causality
 from esper_ray.models.hosts import host_factory
-from esper_ray.models.morphogenetic import injection_points
 from esper_ray.models.probes import is_causal
 from esper_ray.seeding import Stream, derive_seed, forked_generators, seeded
 from esper_ray.tasks.registry import get_task_spec
@@ -43,11 +42,10 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
     spec = get_task_spec(task) if isinstance(task, str) else task
     host = build_host(spec.host.kind, spec.input_shape, spec.classes, spec.host.options)
     lifecycle = spec.lifecycle.resolved(spec.max_epochs)
-    causal = True
-    if spec.task_type == "lm" or asks_for_causality(str(getattr(host, "topology", "cnn"))):
+    model = MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last)
+    if spec.task_type == "lm" or asks_for_causality(model.seed_slot.topology):
         structure = spec.host.model_dump_json(), spec.input_shape, spec.classes
-        causal = _is_causal(host_factory(spec.host.kind), *structure, spec.task_type == "lm")
-    model = MorphogeneticModel(host, spec.host.slot, lifecycle, spec.host.channels_last, causal)
+        model.seed_slot.causal = _is_causal(host_factory(spec.host.kind), *structure, spec.task_type == "lm")
     return model.to(device)
 
 
@@ -57,7 +55,6 @@ def _is_causal(_factory: object, settings: str, input_shape: tuple[int, ...], cl
     host = HostSettings.model_validate_json(settings)
     with seeded(0):
         built = build_host(host.kind, input_shape, classes, host.options)
-    injection_points(built)
     return is_causal(built, input_shape, classes if is_text else None)
 
 
