@@ -30,7 +30,10 @@ def load_plugins(names: Iterable[str]) -> None:
         try:
             module = importlib.import_module(name)
         except ValidationError as error:
-            raise ConfigurationError(f"plugin '{name}': {setting_error(error)}") from error
+            raise ConfigurationError(
+                f"plugin '{name}': {setting_error(error)} (a task that a function with @register_task returns does "
+                "not keep the others from loading)"
+            ) from error
         except ConfigurationError as error:
             raise ConfigurationError(f"plugin '{name}': {error}") from error
         except (Exception, SystemExit) as error:

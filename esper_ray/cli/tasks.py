@@ -88,5 +88,6 @@ def _data(task: TaskSpec, data_dir: Path | None) -> str:
     try:
         source.find(data_dir)
     except DatasetError:
-        return f"{source.name}, {source.description}: not on this machine; train --task {task.name} says how to get it"
+        remedy = f"train --task {task.name} says how to get it"
+        return f"{source.name}, {source.description}: no files on this machine; {remedy}"
     return f"{source.name}, {source.description}: present"

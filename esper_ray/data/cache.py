@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.data.checks import require_sound_samples, require_sound_tokens
+from esper_ray.data.checks import require_sound_samples, require_sound_tokens, require_splits
 from esper_ray.data.hub import read_hub
 from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
@@ -186,6 +186,7 @@ def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], 
 
 def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Returns what is stored of a text: the arrays, and the facts about them."""
+    require_splits(source.name, documents)
     for name, texts in documents.items():
         if isinstance(texts, str | bytes):
             raise DatasetError(f"the {name} split of {source.name} must be a list of documents, got a single text")

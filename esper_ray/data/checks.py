@@ -18,7 +18,7 @@ def require_sound_samples(name: str, splits: Mapping[str, Split]) -> dict[str, S
             a whole number from 0, or the splits' inputs are of different types; the message names the split and the
             sample.
     """
-    _require_splits(name, splits)
+    require_splits(name, splits)
     for split in SPLIT_NAMES:
         if not isinstance(splits[split], tuple) or len(splits[split]) != 2:
             raise DatasetError(f"the {split} split of {name} must be a pair of inputs and labels")
@@ -35,13 +35,18 @@ def require_sound_tokens(name: str, splits: Mapping[str, NDArray[Any]]) -> dict[
     Raises:
         DatasetError: a split is missing or empty.
     """
-    _require_splits(name, splits)
+    require_splits(name, splits)
     for split in SPLIT_NAMES:
         _require_content(f"the {split} split of {name}", splits[split])
     return dict(splits)
 
 
-def _require_splits(name: str, splits: Any) -> None:
+def require_splits(name: str, splits: Any) -> None:
+    """Checks that a reader returned a dict with every split.
+
+    Raises:
+        DatasetError: it did not.
+    """
     if not isinstance(splits, Mapping):
         raise DatasetError(f"the reader of {name} must return a dict of splits, got {type(splits).__name__}")
     missing = [split for split in SPLIT_NAMES if split not in splits]

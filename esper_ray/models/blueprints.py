@@ -71,6 +71,9 @@ def blueprint(
         ConfigurationError: the name is not of lower-case letters, digits and _, or is taken within the topology.
     """
 
+    if not isinstance(blueprint_id, str) or not isinstance(topology, str):
+        raise ConfigurationError("a blueprint needs names: write @blueprint('my_seed', topology='cnn')")
+
     def register(factory: SeedFactory) -> SeedFactory:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", blueprint_id):
             raise ConfigurationError(f"blueprint '{blueprint_id}': expected a name of lower-case letters, digits and _")
@@ -154,13 +157,22 @@ def list_blueprints(topology: str, width: int, device: str | torch.device = "cpu
 def barred_blueprints(topology: str, width: int, device: str | torch.device = "cpu") -> dict[str, str]:
     """Returns the blueprints of a topology that cannot be trained at this width on `device`, each with the reason."""
     device = torch.device(device)
-    reasons = {name: _obstacle(_REGISTRY[topology, name], device, width) for name in registered_blueprints(topology)}
+    reasons = {name: _obstacle(name, topology, device, width) for name in registered_blueprints(topology)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _obstacle(entry: _Entry, device: torch.device, width: int) -> str | None:
+def _obstacle(blueprint_id: str, topology: str, device: torch.device, width: int) -> str | None:
+    entry = _REGISTRY[topology, blueprint_id]
     if (device, width) not in entry.obstacles:
-        entry.obstacles[device, width] = entry.obstacle(device, width) if entry.obstacle is not None else None
+        try:
+            entry.obstacles[device, width] = entry.obstacle(device, width) if entry.obstacle is not None else None
+        except torch.OutOfMemoryError:
+            raise  # that says nothing about the blueprint
+        except Exception as error:
+            raise ConfigurationError(
+                f"the obstacle of blueprint '{blueprint_id}' raises {type(error).__name__}: {error}; it must return "
+                f"why the seed cannot be trained on {device.type} at width {width}, or None"
+            ) from error
     return entry.obstacles[device, width]
 
 

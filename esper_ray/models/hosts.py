@@ -66,6 +66,9 @@ def host(kind: str) -> Callable[[HostFactory], HostFactory]:
         ConfigurationError: the kind is taken, or an option has no annotation or no default.
     """
 
+    if not isinstance(kind, str):
+        raise ConfigurationError("a host needs a name: write @host('my_host')")
+
     def register(factory: HostFactory) -> HostFactory:
         if kind in _FACTORIES and not is_redefinition(_FACTORIES[kind], factory):
             raise ConfigurationError(f"host '{kind}' is already registered")

@@ -1,5 +1,7 @@
 """A host and its slot, joined into one model."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ def injection_points(host: nn.Module) -> dict[str, int]:
         raise ConfigurationError(
             f"host {name} has no injection points; give it `injection_points`, a dict of slot id → feature width"
         )
-    if not isinstance(points, dict) or not all(isinstance(w, int) and w > 0 for w in points.values()):
+    if not isinstance(points, dict) or not all(isinstance(w, Integral) and int(w) > 0 for w in points.values()):
         raise ConfigurationError(
             f"host {name} has wrong injection points: expected a dict of slot id → feature width, got {points!r}"
         )

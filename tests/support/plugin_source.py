@@ -96,7 +96,11 @@ def own_registries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     """Works in `folder`; afterwards nothing is registered or imported that was not before."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    registries = {registry: ("_TASKS",), hosts: ("_FACTORIES", "_OPTIONS"), blueprints: ("_REGISTRY",)}
+    registries = {
+        registry: ("_TASKS", "_WRONG", "_FUNCTIONS"),
+        hosts: ("_FACTORIES", "_OPTIONS"),
+        blueprints: ("_REGISTRY",),
+    }
     for module, names in {**registries, source: ("_SOURCES",)}.items():
         for name in names:
             monkeypatch.setattr(module, name, dict(getattr(module, name)))
