@@ -44,10 +44,8 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
 
 def _comparison(result: RunResult) -> str:
     learned, learned_error = mean_with_error(result.last)
-    line = (
-        f"Kept validation accuracy of the last {len(result.last)} episodes: {learned:.1f} % "
-        f"({error_text(learned_error)})."
-    )
+    episodes = "episode" if len(result.last) == 1 else f"{len(result.last)} episodes"
+    line = f"Kept validation accuracy of the last {episodes}: {learned:.1f} % ({error_text(learned_error)})."
     if result.difference is None:
         return line
     waited = result.tally.wait_only

@@ -78,7 +78,7 @@ class PlainTrials:
         if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             running = [trial for trial in trials if trial.status == "running"]
             parts = [f"{trial.name} {trial.iterations}/{trial.of}{self._value(trial)}" for trial in running]
-            self._print_line(f"  {_counts(trials)}; " + "; ".join(parts))
+            self._print_line("  " + "; ".join([_counts(trials), *parts]))
 
     def _value(self, trial: TrialResult) -> str:
         assert self._plan is not None

@@ -8,7 +8,7 @@ import pytest
 
 from esper_ray import __version__
 from esper_ray.cli.main import _parse, run
-from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, TrainConfig, shipped_files
+from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, TasksConfig, TrainConfig, shipped_files
 from esper_ray.orchestration.tuning.search_file import load_search
 
 
@@ -48,6 +48,13 @@ def test_what_a_command_is_about_may_stand_last() -> None:
     assert _parse(["evaluate", "--plugin", "a", "--episodes", "3", "x"]).checkpoint == Path("x")  # type: ignore[attr-defined]
     assert _parse(["tasks", "--plugin=a", "x"]).name == "x"  # type: ignore[attr-defined]
     assert _parse(["tasks", "--plugin", "a"]).name is None  # type: ignore[attr-defined]
+    for plugins in (["a"], ["a", "b"]):
+        tasks = _parse(["tasks", "--plugin", *plugins, "x"])
+        assert isinstance(tasks, TasksConfig)
+        assert (tasks.name, tasks.plugin) == ("x", tuple(plugins))
+    compared = _parse(["compare", "--controls", "wait", "random", "x"])
+    assert isinstance(compared, CompareConfig)
+    assert (compared.checkpoints, compared.controls) == ((Path("x"),), ("wait", "random"))
 
 
 def test_a_list_without_a_value_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

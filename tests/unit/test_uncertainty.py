@@ -38,7 +38,7 @@ def said(trained: list[float], wait_only: list[float]) -> str:
 
 def test_one_episode_and_one_waiting_host_have_no_known_error() -> None:
     text = said([70.0, 80.0], [60.0])
-    assert "of the last 1 episodes: 80.0 % (standard error not known)" in text
+    assert "of the last episode: 80.0 % (standard error not known)" in text
     assert "1 host that only waited: 60.0 % (standard error not known)" in text
     assert "Difference: +20.0 points, 95 % interval not known." in text
     assert RunResult(SimpleNamespace(), RunTally(wait_only=[60.0], trained=[80.0])).difference == (20.0, None)  # type: ignore[arg-type]
