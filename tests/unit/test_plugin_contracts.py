@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_a_data_source_needs_a_name_and_a_known_kind(arguments: dict[str, Any], 
 @pytest.mark.parametrize("documents", [["some", "words"], None, {"train": ["a"]}, {name: "text" for name in "abc"}])
 def test_a_reader_of_texts_returns_documents_by_split(documents: Any, tmp_path: Path) -> None:
     data_source("spoken", "", kind="text")(lambda files: documents)
-    with pytest.raises(DatasetError, match="must return a dict of splits|has no split"):
+    with pytest.raises(DatasetError, match=r"must return a dict of splits|has no split"):
         prepare(get_source("spoken"))
 
 
@@ -115,7 +115,7 @@ def test_a_reader_of_texts_returns_documents_by_split(documents: Any, tmp_path: 
 class Tried(SlottedHost):
     """A host that can be made wrong in one way."""
 
-    points: Any = {"end": 4}
+    points: ClassVar[Any] = {"end": 4}
 
     def __init__(self, input_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ def made_by_hand():
 register_task(made_by_hand())
 """
 WRONG = {
-    "return spec('wrong', data=DataSettings(source='digits', batch_size=0))": "setting batch_size=0 of DataSettings: Input",
+    "return spec('wrong', data=DataSettings(source='digits', batch_size=0))": "setting batch_size=0 of DataSettings",
     "return spec('wrong', classes=1)": "task wrong needs input_shape, and classes of at least 2",
     "return spec('wrong', host=HostSettings(kind='cnm'))": "unknown host 'cnm': did you mean 'cnn'?",
     "return spec('wrong', epochs=3)": "setting epochs=3 of TaskSpec: Extra inputs",
@@ -229,7 +229,7 @@ def test_whoever_asks_for_the_name_that_a_wrong_task_would_have_is_told_why() ->
     def function() -> TaskSpec:
         return spec("named_otherwise", classes=1)
 
-    with pytest.raises(ConfigurationError, match="task 'function' is wrong: .* classes of at least 2"):
+    with pytest.raises(ConfigurationError, match=r"task 'function' is wrong: .* classes of at least 2"):
         get_task_spec("named_otherwise")
 
 
