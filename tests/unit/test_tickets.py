@@ -8,7 +8,7 @@ import ray
 
 from esper_ray.orchestration.fleet.dispatch import PendingTickets, SeriesTickets
 from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
-from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number
+from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number, development_seeds, held_out_seeds
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest
 from esper_ray.seeding import Stream, derive_seed
 
@@ -87,3 +87,9 @@ def test_a_checkpoint_knows_every_host_that_it_was_trained_on() -> None:
     assert set(manifest(host_pool=4).training_seeds()) <= {
         derive_seed(7, Stream.HOST_POOL, place) for place in range(4)
     }
+
+
+def test_training_evaluations_and_final_reports_have_no_host_in_common() -> None:
+    trained = [ticket.episode_seed for number in range(5) for ticket in assign(20, 2, number, base_seed=0)]
+    together = [*trained, *development_seeds(100), *held_out_seeds(100)]
+    assert len(set(together)) == len(together) == 300
