@@ -1,8 +1,6 @@
 """Searches with real Ray Tune: ranking, resumption after kill -9, schedulers, placement, loggers."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -78,13 +76,15 @@ def test_a_search_killed_after_half_of_it_goes_on_and_repeats_no_finished_trial(
     file, out = written(tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "esper_ray.cli.main", "tune", str(file), "--out", str(out)]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    give_up = time.monotonic() + 200
-    while len(ended := sorted(path.parent for path in out.glob("trials/*/summary.json"))) < 2:
-        assert driver.poll() is None
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    try:
+        give_up = time.monotonic() + 250
+        while len(ended := sorted(path.parent for path in out.glob("trials/*/summary.json"))) < 2:
+            assert driver.poll() is None
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+    finally:
+        driver.kill()
+        driver.wait()
     before = {path: (path / "episodes.jsonl").stat() for path in ended}
 
     assert run(["tune", str(file), "--out", str(out)]) == 2
@@ -287,21 +287,21 @@ def test_trials_and_runs_are_logged_to_mlflow_and_wandb(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    small = [*(f"--{key.replace('_', '-')}={value}" for key, value in TRAIN.items() if key != "set")]
+    train = {**TRAIN, "iterations": 1}
+    small = [*(f"--{key.replace('_', '-')}={value}" for key, value in train.items() if key != "set")]
     arguments = ["train", *small, "--runners", "2", "--set", *TRAIN["set"], "--out", "run"]
-    assert run([*arguments, "--logger", "mlflow", "--logger", "wandb"]) == 0
+    file = written(tmp_path, seeds=[0], train=train, space={"ppo.lr_start": {"grid": [0.001]}})
+    with local_ray(num_cpus=2):
+        assert run([*arguments, "--logger", "mlflow", "--logger", "wandb"]) == 0
+        assert run(["tune", str(file), "--out", "search", "--logger", "mlflow", "--logger", "wandb"]) == 0
     (logged,) = mlflow.search_runs(experiment_names=["esper-ray"], output_format="list")
     last = rows(Path("run"), "metrics.jsonl")[-1]
     assert logged.data.metrics["score"] == last["score"]
     assert logged.data.metrics["learner/kl"] == pytest.approx(last["learner"]["kl"])
     assert logged.data.params["seed"] == "0"
     assert list(Path("run/wandb").glob("offline-run-*/*.wandb"))
-
-    file = written(tmp_path, seeds=[0], train={**TRAIN, "iterations": 1})
-    assert run(["tune", str(file), "--out", "search", "--logger", "mlflow", "--logger", "wandb"]) == 0
-    runs = mlflow.search_runs(experiment_names=["esper-ray search"], output_format="list")
-    assert len(runs) == 2
-    assert all("score" in entry.data.metrics for entry in runs)
+    (trial,) = mlflow.search_runs(experiment_names=["esper-ray search"], output_format="list")
+    assert "score" in trial.data.metrics
 
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(tmp_path))

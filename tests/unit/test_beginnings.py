@@ -225,7 +225,9 @@ def test_the_twin_of_a_host_seed_is_its_episode_of_waiting_computed_once(kept: A
     assert [epoch.reward for epoch in record.epochs] == [0.0] * task.max_epochs
     (file,) = kept.glob(f"twins-*/{SEED}.pickle")
     before = file.stat()
-    assert play("", MorphogenesisEnv(task)).episode_return != 0.0
+    again = play("", MorphogenesisEnv(task))
+    assert again.episode_return != 0.0
+    assert (record.trained_epochs, again.trained_epochs) == (2 * task.max_epochs, task.max_epochs)
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 

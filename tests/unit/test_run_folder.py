@@ -20,6 +20,7 @@ from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.run.plan import RunPlan
 from esper_ray.orchestration.run.preflight import Preflight
 from esper_ray.orchestration.run.run_folder import RunFolder, iteration_of, read_metrics, require_usable
+from esper_ray.orchestration.run.run_result import RunResult, RunTally
 from esper_ray.policies import RandomPolicy, SchedulePolicy
 
 ENV = MorphogenesisEnv(make_fast_task())
@@ -140,6 +141,13 @@ def test_metrics_are_means_and_counts_over_the_episodes(records: list[EpisodeRec
     assert sum(metrics["reward_components"].values()) == pytest.approx(metrics["return"])
     measured = [e.gradient_norm for r in records for e in r.epochs if e.gradient_norm is not None]
     assert metrics["gradients"]["gradient_norm"] == pytest.approx(sum(measured) / len(measured))
+
+
+def test_the_result_of_a_run_is_that_of_the_last_fifth_of_its_episodes(plan: RunPlan) -> None:
+    result = RunResult(plan, RunTally(wait_only=[50.0, 52.0], trained=[0.0] * 8 + [90.0, 94.0]))
+    assert result.last == [90.0, 94.0]
+    assert result.difference is not None
+    assert result.difference[0] == pytest.approx(92.0 - 51.0)
 
 
 def test_the_standard_error_is_that_of_the_mean() -> None:

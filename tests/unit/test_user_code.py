@@ -19,6 +19,7 @@ from esper_ray.episode.host_cache import HostCache, say_not_shared
 from esper_ray.episode.provenance import numeric_provenance, what_is_unknown
 from esper_ray.episode.rollout import play_episode
 from esper_ray.models import CNNHost, host
+from esper_ray.numerics import numeric_settings
 from esper_ray.orchestration.run import plan
 from esper_ray.plugins import load_plugins
 from esper_ray.policies import WaitPolicy
@@ -36,7 +37,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def provenance(task: TaskSpec) -> dict[str, str]:
-    return numeric_provenance(task, prepare_data(task).folder, "cpu")
+    return numeric_provenance(task, prepare_data(task).folder, "cpu", numeric_settings())
 
 
 def reloaded(*names: str) -> None:
