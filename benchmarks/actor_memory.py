@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import ray
-from figures import figures_file, write_figures
+from figures import figures_file, positive, write_figures
 from rich.console import Console
 from rich.table import Table
 
@@ -120,20 +120,12 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
-def counted(text: str) -> int:
-    """Returns a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
-    return number
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=["digits"], metavar="TASK", help="tasks to measure (digits)")
-    parser.add_argument("--hosts", type=counted, nargs="+", default=[1], help="hosts that an actor trains at a time")
-    parser.add_argument("--episodes", type=counted, default=2, help="episodes per host")
+    parser.add_argument("--hosts", type=positive, nargs="+", default=[1], help="hosts that an actor trains at a time")
+    parser.add_argument("--episodes", type=positive, default=2, help="episodes per host")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="task settings to change")
     parser.add_argument("--json", type=figures_file, metavar="FILE", help="where the figures are written")
     arguments = parser.parse_args()

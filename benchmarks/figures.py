@@ -12,6 +12,20 @@ Row = Mapping[str, Any]
 """What was measured in one case; "name" tells the case."""
 
 
+def whole(text: str) -> int:
+    """Returns a whole number of at least 0, as an argparse type."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Returns a whole number of at least 1, as an argparse type."""
+    if (count := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 at least")
+    return count
+
+
 def figures_file(text: str) -> Path:
     """Returns a place for figures, as an argparse type: it is asked before anything is measured."""
     file = Path(text)

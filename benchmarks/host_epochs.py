@@ -1,6 +1,6 @@
 """How fast hosts train, task by task, and where the time goes; a table, and everything as JSON beside it.
 
-Usage: python benchmarks/host_epochs.py [TASK ...] [--json FILE] [--compare OLD]
+Usage: python benchmarks/host_epochs.py [TASK ...] [--episodes N] [--json FILE] [--compare OLD]
 
 Real actors play real episodes with a policy that has learned nothing yet, so that seeds come and go. In the same run
 each core's float32 matrix product is timed: with the operations that forward and backward pass of an image need,
@@ -21,7 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -29,7 +29,7 @@ import made_up_images
 import psutil
 import ray
 import torch
-from figures import Row, earlier_figures, figures_file, with_ratio, write_figures
+from figures import Row, earlier_figures, figures_file, positive, with_ratio, write_figures
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from rich.console import Console
 from rich.table import Table
@@ -329,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(work.task for work in WORKS))
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"only these: {', '.join(names)}")
+    parser.add_argument("--episodes", type=positive, metavar="N", help="of each host, whatever the task")
     parser.add_argument("--json", type=figures_file, metavar="FILE", help="where the figures are written")
     parser.add_argument("--compare", type=earlier_figures, default={}, metavar="OLD", help="such a file, for ratios")
     given = parser.parse_args()
@@ -340,7 +341,7 @@ def main() -> None:
     for work in WORKS:
         if not given.tasks or work.task in given.tasks:
             try:
-                rows.append(measure(work))
+                rows.append(measure(replace(work, episodes=given.episodes or work.episodes)))
             except DatasetError as error:
                 print(f"{work.name}: not measured: {error}")
     show(rows, given.compare)

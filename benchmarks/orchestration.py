@@ -30,7 +30,7 @@ from typing import Any
 
 import ray
 import torch
-from figures import Row, earlier_figures, figures_file, with_ratio, write_figures
+from figures import Row, earlier_figures, figures_file, positive, whole, with_ratio, write_figures
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from rich.console import Console
@@ -246,10 +246,10 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=_sizes, default="1,2,4,8,16,32,64,128,256", help="numbers of actors")
-    parser.add_argument("--real-up-to", type=_count, default=4, metavar="N", help="play up to N with real actors too")
+    parser.add_argument("--real-up-to", type=whole, default=4, metavar="N", help="play up to N with real actors too")
     parser.add_argument("--epoch-seconds", type=_seconds, default=0.01, metavar="S", help="pause of an epoch")
-    parser.add_argument("--episodes", type=_positive, default=2, metavar="N", help="of each actor per iteration")
-    parser.add_argument("--iterations", type=_positive, default=3, metavar="N", help="measured, after one that is not")
+    parser.add_argument("--episodes", type=positive, default=2, metavar="N", help="of each actor per iteration")
+    parser.add_argument("--iterations", type=positive, default=3, metavar="N", help="measured, after one that is not")
     parser.add_argument("--json", type=figures_file, metavar="FILE", help="where the figures are written")
     parser.add_argument("--compare", type=earlier_figures, default={}, metavar="OLD", help="such a file, for ratios")
     given = parser.parse_args()
@@ -264,20 +264,8 @@ def main() -> None:
         write_figures(given.json, rows)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if (count := _count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 at least")
-    return count
-
-
 def _sizes(text: str) -> list[int]:
-    return sorted({_positive(size) for size in text.split(",")})
+    return sorted({positive(size) for size in text.split(",")})
 
 
 def _seconds(text: str) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_ray.cli.main import run
+from esper_ray.orchestration.held_out.paired import TOO_FEW
 
 MODES = ("gain", "paired", "sparse", "loss", "contribution")
 CONTROLS = ("wait", "schedule")
@@ -73,21 +74,21 @@ def _esper_ray(*arguments: object) -> None:
 
 
 def _table(found: dict[str, dict[str, Any]]) -> str:
-    """Returns a row per mode: means over the training seeds, and paired differences, greedy and sampled."""
+    """Returns a row per mode: means over the training seeds, and paired differences, median and sampled."""
     lines = [
-        "| reward | host epochs a run | score, sampled (each training seed) | score, greedy | − wait, sampled "
-        "| − schedule, sampled | − schedule, greedy | − schedule in kept test %, sampled |",
+        "| reward | host epochs a run | score, sampled (each training seed) | score, median | − wait, sampled "
+        "| − schedule, sampled | − schedule, median | − schedule in kept test %, sampled |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for mode, result in found.items():
-        rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "greedy")}
+        rows = {way: [r for r in result["policies"] if r["policy"] == way] for way in ("sampled", "median")}
         spent = sum(row["host_epochs_spent"] for row in rows["sampled"]) / len(rows["sampled"])
         wait, schedule = (result["controls"][name] for name in CONTROLS)
         cells = [
             f"`{mode}`",
             f"{spent:,.0f}",
-            *(_scores(rows[way]) for way in ("sampled", "greedy")),
-            *(_difference(of) for of in (wait, schedule, schedule["greedy"], schedule["kept_test_accuracy"])),
+            *(_scores(rows[way]) for way in ("sampled", "median")),
+            *(_difference(of) for of in (wait, schedule, schedule["median"], schedule["kept_test_accuracy"])),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -99,6 +100,8 @@ def _scores(rows: list[dict[str, Any]]) -> str:
 
 
 def _difference(of: dict[str, Any]) -> str:
+    if of["verdict"] == TOO_FEW:
+        return f"{of['difference']['mean']:+.1f} ({TOO_FEW})".replace("-", "−")
     low, high = of["difference"]["ci95"]
     return f"{of['difference']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 

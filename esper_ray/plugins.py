@@ -4,15 +4,23 @@ import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
-from esper_ray.errors import ConfigurationError
+from pydantic import ValidationError
+
+from esper_ray.errors import ConfigurationError, setting_error
+from esper_ray.user_code import remember_code
+
+_LOADED: dict[str, None] = {}
+"""Names of the plugins of this process, in the order in which they were loaded."""
 
 
 def load_plugins(names: Iterable[str]) -> None:
     """Imports the modules, each once. The working folder is searched as well, as by `python -m`.
 
     Raises:
-        ConfigurationError: one cannot be found, or raises while it is imported.
+        ConfigurationError: one cannot be found, raises while it is imported, or defines something with a setting that
+            is not valid.
     """
     names = list(names)
     here = str(Path.cwd())
@@ -21,6 +29,13 @@ def load_plugins(names: Iterable[str]) -> None:
     for name in names:
         try:
             module = importlib.import_module(name)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"plugin '{name}': {setting_error(error)} (a task that a function with @register_task returns does "
+                "not keep the others from loading)"
+            ) from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"plugin '{name}': {error}") from error
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())
             raise ConfigurationError(
@@ -31,6 +46,13 @@ def load_plugins(names: Iterable[str]) -> None:
             raise ConfigurationError(
                 f"plugin '{name}' is no file of Python; name a module such as my_package.my_module"
             )
+        _LOADED[name] = None
+        remember_code(module)
+
+
+def loaded_plugins() -> list[ModuleType]:
+    """Returns the plugins that this process has loaded."""
+    return [sys.modules[name] for name in _LOADED if name in sys.modules]
 
 
 def require_outside_folder(names: Iterable[str], folder: Path) -> None:

@@ -1,8 +1,11 @@
-"""What a process that trains wants of torch and of the C library."""
+"""What a process that trains wants of torch, of the C library and of the system."""
 
 import ctypes
 import inspect
+import resource
+import sys
 
+import psutil
 import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -36,3 +39,16 @@ def retain_freed_memory() -> None:
     if hasattr(c_library, "mallopt"):
         c_library.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that it takes
         c_library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def process_memory() -> int:
+    """Returns the bytes of this process; of what it shares with others its part, where the system says so.
+
+    Where /proc is missing or may not be read, as in some containers: the most that it ever had.
+    """
+    try:
+        memory = psutil.Process().memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+    except (psutil.Error, OSError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

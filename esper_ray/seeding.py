@@ -4,6 +4,7 @@ Nothing depends on how many numbers somebody else drew before, so an epoch can b
 """
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -35,18 +36,43 @@ def derive_seed(parent: int, stream: Stream, *indices: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def seed_global(seed: int) -> None:
-    """Seeds the global generators of Python, numpy and torch, for code that draws from them."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+_GENERATORS = threading.RLock()
+"""Held by the thread that draws from the global generators, or two hosts would draw from each other's."""
+
+
+@contextmanager
+def seeded_globally(seed: int) -> Iterator[None]:
+    """Seeds the global generators of Python, numpy and torch, for code that draws from them. One thread at a time."""
+    with _GENERATORS:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def forked_generators(device: str | torch.device = "cpu") -> Iterator[None]:
+    """Puts the states of torch's global generators, the CPU's and the device's, back afterwards. One thread at a time.
+
+    Torch's initialisation and dropout know no other generators, and a process has one for all of its threads. So a
+    second thread waits here until the first one is done.
+    """
+    device = torch.device(device)
+    with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
 def seeded(seed: int, device: str | torch.device = "cpu") -> Iterator[None]:
-    """Seeds torch's global generators inside the context and puts their states back afterwards."""
-    device = torch.device(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    """Seeds torch's global generators inside the context and puts their states back afterwards. One thread at a time.
+
+    Args:
+        seed: 0 to 2**63 − 1.
+        device: whose generator is seeded besides the CPU's.
+    """
+    with forked_generators(device):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU, and put none of them back
+        if torch.device(device).type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

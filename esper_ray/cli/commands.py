@@ -16,11 +16,13 @@ class Command:
         settings: name of its model in `esper_ray.orchestration.config`.
         target: the function of `esper_ray.cli` that runs it; torch and Ray are imported only there.
         summary: what its help says first.
+        only_prints: its output is all that comes of it.
     """
 
     settings: str
     target: str
     summary: str
+    only_prints: bool = False
 
     def model(self) -> "type[BaseModel]":
         """Returns the model of its settings."""
@@ -44,6 +46,7 @@ COMMANDS = {
         "PlanConfig",
         "plan:run_plan",
         "Say what a training run will need, with the flags of `train`: where actors sit, how long, how much memory.",
+        only_prints=True,
     ),
     "tune": Command(
         "TuneConfig",
@@ -89,5 +92,6 @@ COMMANDS = {
         "TasksConfig",
         "tasks:run_tasks",
         "List the tasks with their hosts, blueprints and data, or every setting of one.",
+        only_prints=True,
     ),
 }

@@ -1,30 +1,27 @@
 """`esper-ray compare`: holds checkpoints against simple controls and says whether learning paid."""
 
-import warnings
-
 from rich.table import Table
 
-from esper_ray.cli.display import make_console, make_display
+from esper_ray.cli.display import FittingTable, make_console, make_display
 from esper_ray.cli.summary import losses
-from esper_ray.orchestration.config import CompareConfig
+from esper_ray.orchestration.config import WAYS, CompareConfig
 from esper_ray.orchestration.held_out import paired
 from esper_ray.orchestration.held_out.compare import compare
-from esper_ray.orchestration.held_out.comparison import WAYS, Comparison, Played
+from esper_ray.orchestration.held_out.comparison import Comparison, Played
 
 
 def run_compare(config: CompareConfig) -> int:
     """Compares, prints tables and verdict, and returns the exit code."""
-    warnings.filterwarnings("ignore")
     with make_display() as display:
         result = compare(config, display)
     console = make_console()
     console.print()
-    console.print(_policies(result))
+    console.print(FittingTable(_policies(result)))
     for way in WAYS:
-        console.print(_differences(result, way))
+        console.print(FittingTable(_differences(result, way)))
     if result.plan.task.variety.enabled:
         for way in WAYS:
-            console.print(_by_host(result, way))
+            console.print(FittingTable(_by_host(result, way)))
     if result.schedule is not None:
         found = result.schedule
         console.print(
@@ -94,7 +91,6 @@ def _by_host(result: Comparison, way: str) -> Table:
     )
     for row in rows:
         difference = row.get("difference")
-        low, high = difference["ci95"] if difference else (0.0, 0.0)
         table.add_row(
             row["hosts"],
             str(row["count"]),
@@ -102,7 +98,7 @@ def _by_host(result: Comparison, way: str) -> Table:
             "–" if row["germinated_after"] is None else f"{row['germinated_after']:g}",
             "–" if row["fossilized_after"] is None else f"{row['fossilized_after']:g}",
             f"{row['score']:.1f}",
-            f"{difference['mean']:+.1f} [{low:+.1f}, {high:+.1f}]" if difference else "",
+            f"{paired.Difference(**difference, hosts=row['count'])}" if difference else "",
         )
     return table
 

@@ -3,16 +3,16 @@
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import Self
 
-from esper_ray.orchestration.config import HeuristicConfig, TrainConfig
+from esper_ray.orchestration.config import WAYS, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.progress import BoardReader, HostProgress
 from esper_ray.orchestration.run.plan import RunPlan
 
@@ -31,6 +31,32 @@ def make_console() -> Console:
     """Returns a console for tables; in a file or a pipe, which have no width, they get room for long cells."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH_ELSEWHERE)
+
+
+class FittingTable:
+    """A table whose cells are folded where they are too long; where not even its headings fit, a line per cell."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        for column in table.columns:
+            column.overflow = "fold"
+            column.min_width = max(map(len, str(column.header).split()))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table
+        needed = 1 + sum(3 + (column.min_width or 0) for column in table.columns)
+        if needed <= options.max_width:
+            yield table
+            return
+        for text in (table.title, *self._records(), table.caption):
+            if text:
+                yield text
+
+    def _records(self) -> Iterator[Text]:
+        headings = [str(column.header) for column in self._table.columns]
+        for cells in zip(*(column.cells for column in self._table.columns), strict=True):
+            lines = [f"{heading}: {cell}" for heading, cell in zip(headings, cells, strict=True)]
+            yield Text("\n  ".join(lines))
 
 
 class PlainDisplay:
@@ -125,7 +151,8 @@ class LiveDisplay:
     def _render(self) -> Group | Text:
         if self._plan is None or self._board is None:
             return Text("starting Ray and the actors …")
-        return Group(Text(plan_line(self._plan)), self._host_table(self._board.read()), self._learner_table())
+        tables = self._host_table(self._board.read()), self._learner_table()
+        return Group(Text(plan_line(self._plan)), *map(FittingTable, tables))
 
     def _host_table(self, hosts: list[HostProgress]) -> Table:
         several = any(host.host for host in hosts)
@@ -186,8 +213,7 @@ def plan_line(run: RunPlan) -> str:
 def evaluation_line(evaluation: Mapping[str, Any]) -> str:
     """Returns what an evaluation during training found, in a line."""
     found = ", ".join(
-        f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})"
-        for way in ("sampled", "greedy")
+        f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})" for way in WAYS
     )
     return f"on {evaluation['episodes']} held-out hosts: kept val accuracy {found}"
 

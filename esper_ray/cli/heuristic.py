@@ -1,16 +1,14 @@
 """`esper-ray heuristic`: plays episodes of the heuristic policy and says what came of them."""
 
-import warnings
-
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, stage_counts_line
 from esper_ray.orchestration.config import HeuristicConfig
 from esper_ray.orchestration.run.heuristic import HeuristicResult, play_heuristic
+from esper_ray.orchestration.run.metrics import error_text
 
 
 def run_heuristic(config: HeuristicConfig) -> int:
     """Plays, prints the summary, and returns the exit code."""
-    warnings.filterwarnings("ignore")
     with make_display() as display:
         result = play_heuristic(config, display)
     print("\n".join(_summary(result, config)))
@@ -27,7 +25,7 @@ def _summary(result: HeuristicResult, config: HeuristicConfig) -> list[str]:
     if result.records:
         accuracy, error = result.kept_val_accuracy
         lines.append(
-            f"Kept validation accuracy: {accuracy:.1f} % (standard error {error:.1f}), loss "
+            f"Kept validation accuracy: {accuracy:.1f} % ({error_text(error)}), loss "
             f"{result.means['kept_val_loss']:.3f} nats. Parameters added, on average: "
             f"{result.means['added_parameters']:,.0f}."
         )

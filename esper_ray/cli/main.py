@@ -5,7 +5,7 @@ import itertools
 import operator
 import re
 import sys
-from collections import deque
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
-from esper_ray.cli.commands import COMMANDS
+from esper_ray import __version__
+from esper_ray.cli.commands import COMMANDS, Command
+from esper_ray.cli.flags import fields_of, gathered, require_known, without_config
+from esper_ray.cli.output import exit_code_of_lost_output, make_output_lasting
 from esper_ray.errors import EpisodeFailedError, EsperError, unknown_name
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from esper_ray.orchestration.config import TrainConfig
-
 _USAGE_ERROR = 2
-_GATHERED = ("--plugin", "--set", "--logger")
+_SHELLS = ("bash", "zsh")
+_TOP_FLAGS = ("--help", "--version", "--print-completion")
+_DESCRIPTION = (
+    "Parallel episodes for networks that grow while they train. --version prints the version, --print-completion bash "
+    "or zsh a script with which that shell completes commands and flags."
+)
 _RULE = re.compile(r"[ │╭╮╰╯─-]*")
 
 
@@ -33,27 +39,57 @@ class _Unset:
 
 
 def main() -> None:
-    """Runs the command line and exits: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only still gets its output
-    sys.exit(run(sys.argv[1:]))
+    """Runs the command line and exits: 0 done, 1 the run failed, 2 the user can mend it, 130 interrupted.
+
+    Output that cannot be written ends nothing; a command that is there for its output alone then exits above 0.
+    """
+    make_output_lasting()
+    arguments = sys.argv[1:]
+    try:
+        code = run(arguments)
+    except SystemExit:  # --help
+        code = 0
+    sys.exit(code or (exit_code_of_lost_output() if _only_prints(arguments) else 0))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     try:
-        config = _parse(arguments)
-        return COMMANDS[arguments[0]].run(config)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries warn about each other
+            if arguments[:1] == ["--version"]:
+                print(f"esper-ray {__version__}")
+                return 0
+            if arguments[:1] == ["--print-completion"]:
+                return _print_completion(arguments[1:])
+            config = _parse(arguments)
+            return COMMANDS[arguments[0]].run(config)
     except EpisodeFailedError as error:
         print(f"esper-ray: {error}", file=sys.stderr)
         return 1
     except EsperError as error:
         print(f"esper-ray: {' '.join(str(error).split())}", file=sys.stderr)  # torch's own messages run over lines
         return _USAGE_ERROR
+    except PermissionError as error:
+        print(f"esper-ray: no permission for {error.filename}: ask its owner for it, or name another", file=sys.stderr)
+        return _USAGE_ERROR
     except KeyboardInterrupt:
         print("esper-ray: interrupted", file=sys.stderr)
         return 130
+
+
+def _only_prints(arguments: Sequence[str]) -> bool:
+    command = COMMANDS.get(arguments[0]) if arguments else None
+    return command is None or command.only_prints or "--help" in arguments or "-h" in arguments
+
+
+def _print_completion(shell: Sequence[str]) -> int:
+    if len(shell) != 1 or shell[0] not in _SHELLS:
+        raise EsperError(f"--print-completion expects {' or '.join(_SHELLS)}, got '{' '.join(shell)}'")
+    everything = [_subcommand(name, command.model()) for name, command in COMMANDS.items()]
+    _with_tyro(everything, ["--tyro-write-completion", shell[0], "-"])
+    return 0
 
 
 def _parse(arguments: Sequence[str]) -> "BaseModel":
@@ -62,24 +98,19 @@ def _parse(arguments: Sequence[str]) -> "BaseModel":
     Raises:
         EsperError: a flag or command is unknown (the nearest is named), or a value is not valid.
     """
-    _require_known(arguments)
-    errors = io.StringIO()
+    rest, config = list(arguments), None
+    if arguments and arguments[0] not in ("-h", "--help"):
+        fields = fields_of(_command(arguments[0]).model())
+        require_known(arguments, fields)
+        rest, config = without_config(gathered(arguments, fields))
     commands: list[Any] = []
     for name, command in COMMANDS.items():
         settings: Any = command.model() if name in arguments[:1] else _Unset
-        default = _config_of_file(arguments, settings) if "config" in getattr(settings, "model_fields", ()) else None
-        given: dict[str, Any] = {} if default is None else {"default": default}
-        commands.append(Annotated[settings, tyro.conf.subcommand(name, description=command.summary, **given)])
-    choice: Any = Union[tuple(commands)]  # noqa: UP007
+        commands.append(_subcommand(name, settings, config))
+    errors = io.StringIO()
     try:
         with redirect_stderr(errors):
-            parsed: BaseModel = tyro.cli(
-                choice,
-                prog="esper-ray",
-                description="Parallel episodes for networks that grow while they train.",
-                args=_gathered(arguments),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            parsed: BaseModel = _with_tyro(commands, rest)
             return parsed
     except SystemExit as exit_request:
         if not exit_request.code:
@@ -87,68 +118,32 @@ def _parse(arguments: Sequence[str]) -> "BaseModel":
         raise EsperError(_one_line(errors.getvalue())) from None
 
 
-def _gathered(arguments: Sequence[str]) -> list[str]:
-    """Puts the values of each flag that takes several behind one such flag at the end.
-
-    So a flag may be repeated, and none swallows what is not its own: --plugin takes one value each time, --set all
-    KEY=VALUE that follow.
-
-    Raises:
-        EsperError: one has no value.
-    """
-    rest: list[str] = []
-    values: dict[str, list[str]] = {}
-    queue = deque(part for argument in arguments for part in _split_flag(argument))
-    while queue:
-        argument = queue.popleft()
-        if argument not in _GATHERED:
-            rest.append(argument)
-            continue
-        if not queue or queue[0].startswith("--"):
-            raise EsperError(f"{argument} expects a value")
-        taken = values.setdefault(argument, [])
-        taken.append(queue.popleft())
-        while argument == "--set" and queue and "=" in queue[0] and not queue[0].startswith("--"):
-            taken.append(queue.popleft())
-    return rest + [part for flag, taken in values.items() for part in (flag, *taken)]
+def _command(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    kind, known = ("flag", _TOP_FLAGS) if name.startswith("--") else ("command", tuple(COMMANDS))
+    raise EsperError(unknown_name(kind, name, known))
 
 
-def _split_flag(argument: str) -> list[str]:
-    flag, equals, value = argument.partition("=")
-    return [flag, value] if flag in _GATHERED and equals else [argument]
+def _subcommand(name: str, settings: Any, config: Path | None = None) -> Any:
+    """Returns a command as tyro wants it; its defaults are what the file says that `--config` names."""
+    default: dict[str, Any] = {}
+    if "config" in getattr(settings, "model_fields", ()):
+        from esper_ray.orchestration.config import load_config
+
+        default = {"default": settings() if config is None else load_config(config, settings)}
+    return Annotated[settings, tyro.conf.subcommand(name, description=COMMANDS[name].summary, **default)]
 
 
-def _config_of_file(arguments: Sequence[str], model: "type[TrainConfig]") -> "TrainConfig":
-    """Returns what `--config FILE` says, which the flags then override; without it the defaults."""
-    from esper_ray.orchestration.config import load_config
-
-    joined = [part for argument in arguments for part in argument.split("=", 1)]
-    if "--config" not in joined[:-1]:
-        return model()
-    return load_config(Path(joined[joined.index("--config") + 1]), model)
-
-
-def _require_known(arguments: Sequence[str]) -> None:
-    """Refuses an unknown command or flag with the nearest known one, which tyro spreads over several lines."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        return
-    command = arguments[0]
-    if command not in COMMANDS:
-        raise EsperError(unknown_name("command", command, COMMANDS))
-    known = {"--help", *_flags(COMMANDS[command].model())}
-    for argument in arguments[1:]:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known:
-            raise EsperError(unknown_name("flag", flag, known))
-
-
-def _flags(model: "type[BaseModel]", prefix: str = "--") -> list[str]:
-    flags: list[str] = []
-    for name, field in model.model_fields.items():
-        flag = prefix + name.replace("_", "-")
-        inner = field.annotation
-        flags += _flags(inner, f"{flag}.") if hasattr(inner, "model_fields") else [flag]  # type: ignore[arg-type]
-    return flags
+def _with_tyro(commands: Sequence[Any], arguments: Sequence[str]) -> Any:
+    choice: Any = Union[tuple(commands)]  # noqa: UP007
+    return tyro.cli(
+        choice,
+        prog="esper-ray",
+        description=_DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _one_line(box: str) -> str:
@@ -158,7 +153,9 @@ def _one_line(box: str) -> str:
     """
     _title, *lines = ["" if _RULE.fullmatch(line) else line.strip(" │") for line in box.splitlines()]
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(operator.not_, lines)))
-    contradiction = re.search(r"validation error for \w+ Value error, (?P<message>.*?) \[type=value_error", text)
+    contradiction = re.search(
+        r"validation error for \w+ (?:[\w.]+ )?Value error, (?P<message>.*?) \[type=value_error", text
+    )
     if contradiction is not None:
         return contradiction["message"]
     constraint = re.search(

@@ -2,24 +2,25 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 
 from esper_ray.orchestration.config import PlanConfig
 from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.fleet.placement import Placement
-from esper_ray.orchestration.run.checkpoint import require_same_spaces
 from esper_ray.orchestration.run.plan import RunPlan, started_run
-from esper_ray.orchestration.run.resume import find_resumption, read_start
+from esper_ray.orchestration.run.resume import locked_resumption, read_start
 
 
 def run_plan(config: PlanConfig) -> int:
     """Builds the actors, times an epoch, prints what follows, and returns the exit code. Nothing is written."""
-    resumption = find_resumption(config) if config.resume is not None else None
-    start = read_start(config) if resumption is None else None
-    settings = resumption.config if resumption is not None else config
-    with started_run(settings, resumed=resumption is not None) as (plan, _algorithm, _board):
+    with ExitStack() as stack:
+        resumption = stack.enter_context(locked_resumption(config)) if config.resume is not None else None
+        start = read_start(config) if resumption is None else None
+        settings = resumption.config if resumption is not None else config
+        plan, _algorithm, _board = stack.enter_context(started_run(settings, resumed=resumption is not None))
         if start is not None:
-            require_same_spaces(start, plan.action_names, plan.observation_names)
+            start.require_spaces(plan.action_names, plan.observation_names)
         lines = described(plan)
     if resumption is not None:
         lines.append(f"Of them {resumption.iteration or 0} iterations are over.")
@@ -41,7 +42,7 @@ def described(plan: RunPlan) -> list[str]:
         f"An iteration of {plan.episodes} episodes: {_span(found.seconds_for(plan.episodes))}.",
         f"The run of {plan.iterations} iterations, {plan.wait_only_episodes} wait-only and "
         f"{plan.evaluation_episodes} evaluation episodes: {_span(plan.seconds)}.",
-        f"An actor that needs more than {_span(found.timeout_seconds)} for an episode is replaced.",
+        f"An actor that finishes no host epoch for {_span(found.timeout_seconds)} is replaced.",
         f"Memory: {found.memory / 1e6:,.0f} MB, {max(w.memory for w in found.workers) / 1e6:,.0f} MB the largest.",
     ]
     return lines

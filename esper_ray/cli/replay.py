@@ -1,14 +1,11 @@
 """`esper-ray replay`: plays a recorded episode again and says whether it came out as recorded."""
 
-import warnings
-
 from esper_ray.orchestration.config import ReplayConfig
 from esper_ray.orchestration.run.replay_run import Replay, replay_run
 
 
 def run_replay(config: ReplayConfig) -> int:
     """Replays, prints what was found, and returns the exit code: 1 if anything differs."""
-    warnings.filterwarnings("ignore")
     replay = replay_run(config)
     print("\n".join(_differing(replay) if replay.differences else _reproduced(replay)))
     return 1 if replay.differences else 0
@@ -34,7 +31,7 @@ def _differing(replay: Replay) -> list[str]:
         lines.append(f"{differing}. Kept validation accuracy: {kept}.")
     if replay.changes:
         return [*lines, f"Possible causes: {'; '.join(replay.changes)}."]
-    return [*lines, "Versions and CPU are as recorded; look for an altered row, other data or changed code."]
+    return [*lines, "Versions, CPU and settings are as recorded; look for an altered row, other data or changed code."]
 
 
 def _percent(accuracy: float | None) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from esper_ray.lifecycle import SeedStage
 from esper_ray.orchestration.held_out.episode_store import Outcome
+from esper_ray.shell import pasteable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -43,4 +44,9 @@ def losses(by_cause: Mapping[str, int]) -> list[str]:
 
 def export_hint(out: Path, keep_hosts: int, episodes: int) -> list[str]:
     """Returns the command that exports the best host, if one was kept."""
-    return [f"Next: esper-ray export {out} --best"] if keep_hosts and episodes else []
+    return [next_command("esper-ray", "export", out, "--best")] if keep_hosts and episodes else []
+
+
+def next_command(*words: str | Path) -> str:
+    """Returns the line that names a command to type next."""
+    return f"Next: {pasteable(*words)}"

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper_ray.cli.display import make_console
+from esper_ray.cli.display import FittingTable, make_console
 from esper_ray.data import get_source
 from esper_ray.episode.actions import ActionTable
 from esper_ray.errors import ConfigurationError, DatasetError, EsperError
@@ -75,7 +75,7 @@ def _print_settings(console: Console, task: TaskSpec) -> None:
     settings = Table("KEY", "value", title="settings, for train --set KEY=VALUE")
     for key, value in task_settings(task).items():
         settings.add_row(key, Text(str(value)))
-    console.print(settings)
+    console.print(FittingTable(settings))
 
 
 def _device() -> str:
@@ -88,5 +88,6 @@ def _data(task: TaskSpec, data_dir: Path | None) -> str:
     try:
         source.find(data_dir)
     except DatasetError:
-        return f"{source.name}, {source.description}: not on this machine; train --task {task.name} says how to get it"
+        remedy = f"train --task {task.name} says how to get it"
+        return f"{source.name}, {source.description}: no files on this machine; {remedy}"
     return f"{source.name}, {source.description}: present"

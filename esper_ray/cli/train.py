@@ -1,18 +1,15 @@
 """`esper-ray train`: runs the main job and says what came of it."""
 
-import warnings
-
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, stage_counts_line
+from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, next_command, stage_counts_line
 from esper_ray.orchestration.config import TrainConfig
-from esper_ray.orchestration.run.metrics import mean_with_error
+from esper_ray.orchestration.run.metrics import difference_interval, error_text, interval_text, mean_with_error
 from esper_ray.orchestration.run.run_result import RunResult
 from esper_ray.orchestration.run.train import train
 
 
 def run_train(config: TrainConfig) -> int:
     """Trains, prints the summary, and returns the exit code."""
-    warnings.filterwarnings("ignore")
     with make_display() as display:
         result = train(config, display)
     print("\n".join(summary(result, config)))
@@ -37,8 +34,10 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
             f"choice were taken over instead of trained ({tally.taken_over_epochs / tally.forced_epochs:.1%})."
         )
     lines += losses(tally.losses)
-    lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}", f"Next: tensorboard --logdir {plan.out}"]
-    lines.append(f"Next: esper-ray compare {result.checkpoint}")
+    lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}"]
+    lines.append(next_command("tensorboard", "--logdir", plan.out))
+    if result.checkpoint is not None:
+        lines.append(next_command("esper-ray", "compare", result.checkpoint))
     lines += export_hint(plan.out, config.keep_hosts, len(tally.trained))
     return lines
 
@@ -47,13 +46,14 @@ def _comparison(result: RunResult) -> str:
     learned, learned_error = mean_with_error(result.last)
     line = (
         f"Kept validation accuracy of the last {len(result.last)} episodes: {learned:.1f} % "
-        f"(standard error {learned_error:.1f})."
+        f"({error_text(learned_error)})."
     )
     if result.difference is None:
         return line
-    waiting, waiting_error = mean_with_error(result.tally.wait_only)
-    difference, error = result.difference
+    waited = result.tally.wait_only
+    waiting, waiting_error = mean_with_error(waited)
     return (
-        f"{line} {len(result.tally.wait_only)} hosts that only waited: {waiting:.1f} % ({waiting_error:.1f}). "
-        f"Difference: {difference:+.1f} points, standard error {error:.1f}."
+        f"{line} {len(waited)} host{'s' * (len(waited) != 1)} that only waited: {waiting:.1f} % "
+        f"({error_text(waiting_error)}). Difference: {result.difference[0]:+.1f} points, "
+        f"{interval_text(difference_interval(result.last, waited))}."
     )

@@ -1,10 +1,8 @@
 """`esper-ray tune`: searches settings and prints their ranking."""
 
-import shlex
 import sys
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from typing_extensions import Self
 
-from esper_ray.cli.display import make_console
-from esper_ray.cli.summary import INTERRUPTED
+from esper_ray.cli.display import FittingTable, make_console
+from esper_ray.cli.summary import INTERRUPTED, next_command
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult, describe
 from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
@@ -28,11 +26,10 @@ _FAILED = 1
 
 def run_tune(config: TuneConfig) -> int:
     """Searches, prints the ranking, and returns the exit code: 1 if a trial failed, 130 if it was interrupted."""
-    warnings.filterwarnings("ignore")
     with LiveTrials() if sys.stdout.isatty() else PlainTrials() as display:
         result = run_search(config, display)
     console = make_console()
-    console.print(_ranking_table(result))
+    console.print(FittingTable(_ranking_table(result)))
     pictures = write_plots(result.plan.folder) if result.ranking else []
     page = write_report(result.plan.folder)
     for line in _summary(result, [str(picture) for picture in pictures], str(page)):
@@ -117,12 +114,12 @@ class LiveTrials:
         with self._lock:
             self._trials = trials
 
-    def _render(self) -> Table | str:
+    def _render(self) -> FittingTable | str:
         with self._lock:
             plan, trials = self._plan, self._trials
         if plan is None:
             return "starting Ray …"
-        return trials_table(plan, trials)
+        return FittingTable(trials_table(plan, trials))
 
 
 def trials_table(plan: SearchPlan, trials: Sequence[TrialResult]) -> Table:
@@ -148,7 +145,7 @@ def _ranking_table(result: SearchResult) -> Table:
         "rank",
         "setting",
         f"{search.metric}: mean",
-        "std over seeds",
+        "standard deviation",
         "each seed",
         "iterations",
         title=f"{len(result.ranking)} settings by {search.metric} ({search.mode}), mean of the last fifth of a trial",
@@ -167,7 +164,7 @@ def _row(place: int, entry: RankedSetting) -> tuple[str, ...]:
         f"{place}{'' if entry.complete else '*'}",
         describe(entry.setting),
         f"{entry.mean:.4g}",
-        "–" if entry.std is None else f"{entry.std:.3g}",
+        "not known" if entry.std is None else f"{entry.std:.3g}",
         ", ".join(values),
         iterations,
     )
@@ -184,8 +181,7 @@ def _summary(result: SearchResult, pictures: Sequence[str], page: str) -> list[s
         lines.append(f"Plots: {', '.join(pictures)}")
     lines.append(f"Report: {page}")
     if result.interrupted or result.failed:
-        again = ["esper-ray", "tune", str(plan.config.file), "--out", str(plan.folder), "--resume"]
-        lines.append(f"Next: {shlex.join(again)}")
+        lines.append(next_command("esper-ray", "tune", plan.config.file, "--out", plan.folder, "--resume"))
     if result.best is not None:
-        lines.append(f"Next: {shlex.join(['esper-ray', 'train', '--config', str(result.best)])}")
+        lines.append(next_command("esper-ray", "train", "--config", result.best))
     return lines

@@ -78,14 +78,15 @@ class BatchLoader(ABC):
 
 
 class SampleLoader(BatchLoader):
-    """Batches of labelled samples: one gather, one conversion and one normalisation each.
+    """Batches of labelled samples: one gather, one conversion and one standardisation each.
 
     Args:
-        inputs: (N, channels, …) uint8 or float32.
+        inputs: (N, channels, …) uint8, int64 or float32.
         targets: (N,) int64.
         batch_size: samples per batch.
         device: where the batches are made.
-        mean, std: per channel, in the units of `inputs`; batches are (inputs − mean)/std, float32.
+        mean, std: per channel, in the units of `inputs`; batches are (inputs − mean)/std, float32. Empty: batches hold
+            the inputs as they are, integers as int64.
         shuffle: draw a new order each epoch.
         augmentation: changes the stored values of each batch, at random.
     """
@@ -107,6 +108,7 @@ class SampleLoader(BatchLoader):
         self._inputs = inputs.to(home).movedim(1, -1).contiguous()  # (N, …, channels), as prepared data lies on disk
         self._targets = targets.to(home)
         places = self._inputs[0].numel() // inputs.shape[1]
+        self._standardises = bool(mean)
         self._offset = -torch.tensor(mean, device=device).repeat(places)
         self._scale = (1.0 / torch.tensor(std, device=device)).repeat(places)
         self._shuffle = shuffle
@@ -181,17 +183,21 @@ class SampleLoader(BatchLoader):
         """Returns the rows of an epoch in their order, and what is drawn for the augmentation of each."""
         generator = self._generator()
         order = torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
-        order = order.to(self._targets.device)
-        drawn = self._augmentation.draw(self._samples, generator).to(self._device) if self._augmentation else None
+        order = _to_device(order, self._targets.device)
+        drawn = None
+        if self._augmentation is not None:
+            drawn = _to_device(self._augmentation.draw(self._samples, generator), self._device)
         return order if self._rows is None else self._rows[order], drawn
 
     def _prepared(self, stored: Tensor, targets: Tensor, drawn: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns augmented and normalised inputs (N, …, channels), and targets, on the device."""
+        """Returns augmented and standardised inputs (N, …, channels), and targets, on the device."""
         inputs = _to_device(stored, self._device)
         if self._augmentation is not None and drawn is not None:
             inputs = self._augmentation.apply(inputs.movedim(-1, 1), drawn).movedim(1, -1)
-        values = inputs.to(torch.float32, copy=True).contiguous()  # floats may be the memory map itself
-        values.flatten(1).add_(self._offset).mul_(self._scale)  # whole samples: a few channels make slow inner loops
+        kind = torch.float32 if self._standardises or inputs.is_floating_point() else torch.int64
+        values = inputs.to(kind, copy=True).contiguous()  # inputs may be the memory map itself
+        if self._standardises:  # whole samples: a few channels make slow inner loops
+            values.flatten(1).add_(self._offset).mul_(self._scale)
         return values, _to_device(targets, self._device)
 
 
@@ -199,7 +205,7 @@ class TokenLoader(BatchLoader):
     """Batches of sequences of a text: inputs (N, T), and as targets (N, T) the same one token later; int64.
 
     Args:
-        tokens: (L,) uint8 or uint16, L > T.
+        tokens: (L,) uint8 or uint16 (or its bits as int16), L > T.
         sequence_length: T, tokens per sequence.
         batch_size: sequences per batch.
         device: where the batches are made.
@@ -223,6 +229,8 @@ class TokenLoader(BatchLoader):
         self._offsets = sequence_length if moves else 1
         super().__init__(min(self._available, limit or self._available), batch_size)
         self._device = torch.device(device)
+        if tokens.dtype == torch.uint16:
+            tokens = tokens.view(torch.int16)  # a GPU gathers no uint16
         self._tokens = tokens.to(_device_for(tokens, device))
         self._length = sequence_length
         self._within = torch.arange(sequence_length + 1, device=self._tokens.device)
@@ -250,8 +258,10 @@ class TokenLoader(BatchLoader):
             generator = self._generator()
             offset = torch.randint(self._offsets, (), generator=generator)
             starts = torch.randperm(self._available, generator=generator)[: self._samples] * self._length + offset
-        for chosen in starts.to(self._tokens.device).split(self._batch_size):
+        for chosen in _to_device(starts, self._tokens.device).split(self._batch_size):
             window = _to_device(self._tokens[chosen[:, None] + self._within], self._device).long()
+            if self._tokens.dtype == torch.int16:
+                window &= 0xFFFF
             yield window[:, :-1], window[:, 1:]
 
 

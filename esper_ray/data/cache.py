@@ -17,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esper_ray.data.checks import require_sound_samples, require_sound_tokens
+from esper_ray.data.checks import require_sound_samples, require_sound_tokens, require_splits
 from esper_ray.data.hub import read_hub
 from esper_ray.data.source import SPLIT_NAMES, DataSource
 from esper_ray.data.tokenizers import Tokenizer, make_tokenizer
-from esper_ray.errors import DatasetError, EsperError
+from esper_ray.errors import DatasetError, EsperError, no_permission
 from esper_ray.file_locks import locked
+from esper_ray.user_code import user_code
 
 _FACTS = "facts.json"
-_FORMAT = 3
+_FORMAT = 4
 """Raise it when the files of a prepared data set change."""
 
 
@@ -35,7 +36,8 @@ class PreparedData:
 
     Attributes:
         folder: where its files lie.
-        mean, std: of the training inputs, one per channel, in the units of the stored values; empty for a text.
+        mean, std: what the inputs are standardised with, one per channel, in the units of the stored values: those of
+            the training inputs; empty for a text and for integers other than bytes, which stay as they are.
         classes: number of classes that its labels need; for a text, of tokens.
     """
 
@@ -61,9 +63,20 @@ class PreparedData:
 
 
 def cache_folder() -> Path:
-    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder."""
-    given = os.environ.get("ESPER_RAY_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "esper_ray"
+    """Returns `$ESPER_RAY_CACHE`, or `esper_ray` in the user's cache folder.
+
+    An empty or relative `$XDG_CACHE_HOME` counts for nothing, as the XDG Base Directory Specification has it.
+
+    Raises:
+        DatasetError: the user has no home folder to look for one.
+    """
+    if given := os.environ.get("ESPER_RAY_CACHE"):
+        return Path(given)
+    user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (user if user.is_absolute() else Path.home() / ".cache") / "esper_ray"
+    except RuntimeError:
+        raise DatasetError("this user has no home folder: set HOME, or ESPER_RAY_CACHE, to one") from None
 
 
 def prepare(
@@ -91,6 +104,8 @@ def prepare(
     encoder = make_tokenizer(tokenizer, data_dir, hub) if source.kind == "text" else None
     origin = source.hub.repository if hub and source.hub else ""
     folder = cache_folder() / f"{source.name}-{_fingerprint(source, origin, tokenizer, files, encoder)}"
+    if (refusal := no_permission(folder, within=True)) is not None:
+        raise DatasetError(f"{refusal} in the environment variable ESPER_RAY_CACHE")
     if not folder.is_dir():
         with _only_one_process(folder):
             if not folder.is_dir():
@@ -111,8 +126,8 @@ def _only_one_process(folder: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise DatasetError(
-            f"the data cache {folder.parent} cannot be written: {error.strerror}; "
-            "name another folder in the environment variable ESPER_RAY_CACHE"
+            f"the data cache {folder.parent} cannot be written: {error.strerror}; set HOME, or name another folder in "
+            "the environment variable ESPER_RAY_CACHE"
         ) from error
 
 
@@ -141,26 +156,27 @@ def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Pa
 
 
 def _code_of(source: DataSource) -> str:
-    """Returns a digest of the file that holds the reader; of the reader's own code where that is no file."""
+    """Returns a digest of the file that holds the reader, of the reader's own code where that is no file, and of what
+    they import.
+    """
     try:
         content = Path(inspect.getfile(source.read)).read_bytes()
     except (OSError, TypeError):
         code = getattr(source.read, "__code__", None)
         content = marshal.dumps(code) if code else repr(type(source.read)).encode()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content + user_code(source.read).digest.encode()).hexdigest()
 
 
 def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Returns what is stored of labelled samples: the arrays, and the facts about them."""
     splits = require_sound_samples(source.name, splits)
     inputs = splits["train"][0]
-    others = (0, *range(2, inputs.ndim))  # all dimensions but the channel's
-    std = inputs.std(axis=others)
-    facts = {
-        "mean": inputs.mean(axis=others).tolist(),
-        "std": np.where(std > 0, std, 1.0).tolist(),  # a constant channel becomes 0
-        "classes": 1 + max(int(targets.max()) for _, targets in splits.values()),
-    }
+    facts = {"mean": [], "std": [], "classes": 1 + max(int(targets.max()) for _, targets in splits.values())}
+    if inputs.dtype != np.int64:
+        others = (0, *range(2, inputs.ndim))  # all dimensions but the channel's
+        std = inputs.std(axis=others)
+        facts["mean"] = inputs.mean(axis=others).tolist()
+        facts["std"] = np.where(std > 0, std, 1.0).tolist()  # a constant channel becomes 0
     arrays = {}
     for name in SPLIT_NAMES:
         split_inputs, arrays[f"{name}_targets"] = splits[name]
@@ -170,6 +186,7 @@ def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], 
 
 def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Returns what is stored of a text: the arrays, and the facts about them."""
+    require_splits(source.name, documents)
     for name, texts in documents.items():
         if isinstance(texts, str | bytes):
             raise DatasetError(f"the {name} split of {source.name} must be a list of documents, got a single text")

@@ -19,6 +19,8 @@ from PIL import Image
 from esper_ray.data.source import Split
 from esper_ray.errors import DatasetError
 
+_SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9A-Za-z]+)?\.parquet$")
+
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Reads one file of unsigned bytes in the IDX format of MNIST, gzipped or not.
@@ -29,7 +31,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
+        raise DatasetError.altered(path, error) from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DatasetError(f"{path} is not an IDX file of unsigned bytes; fetch it again")
     dimensions = content[3]
@@ -43,25 +45,29 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def find_shards(folder: Path, splits: Sequence[str]) -> list[Path]:
     """Returns the parquet files of the splits, NAME-00000-of-00003….parquet as on the Hugging Face hub, or none at all.
 
-    Looks in `folder`, and in its folders if it has none itself.
+    Looks in `folder`, and in its folders if it has none itself. Files of other names, such as copies, are ignored.
 
     Raises:
         DatasetError: shards are missing, or several folders hold such files, which would mix data sets.
     """
-    by_split = {name: sorted(folder.glob(f"{name}-*.parquet")) for name in splits}
+    by_split = {name: sorted(filter(_is_shard, folder.glob(f"{name}-*.parquet"))) for name in splits}
     if not any(by_split.values()):
-        holders = {path.parent for name in splits for path in folder.rglob(f"{name}-*.parquet")}
+        holders = {path.parent for name in splits for path in filter(_is_shard, folder.rglob(f"{name}-*.parquet"))}
         if len(holders) > 1:
             names = ", ".join(str(holder) for holder in sorted(holders))
             raise DatasetError(f"{folder} holds parquet files in several folders ({names}); pass one of them")
         return find_shards(holders.pop(), splits) if holders else []
     for name, files in by_split.items():
-        numbers = [re.search(r"-(\d+)-of-(\d+)", path.name) for path in files]
-        of = {int(number[2]) for number in numbers if number}
-        if None in numbers or len(of) != 1 or [int(n[1]) for n in numbers if n] != list(range(*of)):
+        numbers = [number for path in files if (number := _SHARD.search(path.name))]
+        of = {int(number[2]) for number in numbers}
+        if len(of) != 1 or [int(number[1]) for number in numbers] != list(range(*of)):
             found = ", ".join(path.name for path in files) or "none"
             raise DatasetError(f"{folder} does not hold every shard of split {name}: found {found}; fetch the rest")
     return [path for files in by_split.values() for path in files]
+
+
+def _is_shard(path: Path) -> bool:
+    return _SHARD.search(path.name) is not None
 
 
 def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.Table]:
@@ -78,7 +84,7 @@ def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.T
                 raise DatasetError(f"{path} has no column {', '.join(sorted(missing))}: it is another data set")
             tables.setdefault(path.name.partition("-")[0], []).append(pq.read_table(path, columns=list(columns)))
         except (OSError, pa.ArrowException) as error:
-            raise DatasetError(f"{path} is truncated or altered: {_first_line(error)}; fetch it again") from error
+            raise DatasetError.altered(path, _first_line(error)) from error
     return {name: pa.concat_tables(parts, promote_options="permissive") for name, parts in tables.items()}
 
 

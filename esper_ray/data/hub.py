@@ -1,10 +1,10 @@
 """Fetching a data set from the Hugging Face hub. The library is loaded only when somebody asks for it."""
 
-from importlib.util import find_spec
 from typing import Any
 
 from esper_ray.data.source import DataSource
 from esper_ray.errors import DatasetError
+from esper_ray.optional import optional
 
 
 def read_hub(source: DataSource) -> Any:
@@ -14,12 +14,11 @@ def read_hub(source: DataSource) -> Any:
         DatasetError: the library is not installed, the hub does not have the data set or cannot be reached.
     """
     assert source.hub is not None, "the caller has looked"
-    if find_spec("datasets") is None:
+    library = optional("datasets", "load_dataset")
+    if library is None:
         raise DatasetError("--hub needs the library datasets: pip install datasets tokenizers (the extra [hub])")
-    import datasets
-
     try:
-        found = datasets.load_dataset(source.hub.repository)
+        found = library[0](source.hub.repository)
         tables = {str(name): split.with_format("arrow")[:] for name, split in found.items()}
     except Exception as error:  # network, hub and cache each raise their own
         reason = " ".join(str(error).split())

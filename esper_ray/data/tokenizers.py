@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_ray.errors import DatasetError
+from esper_ray.optional import optional
 
 VOCABULARIES = {"bytes": 256, "gpt2": 50_257}
 """Tokenizer → number of tokens."""
@@ -61,21 +61,20 @@ class GPT2Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        if find_spec("tokenizers") is None:
+        found = optional("tokenizers", "Tokenizer")
+        if found is None:
             raise DatasetError(
                 "GPT-2 tokens need the library tokenizers: pip install datasets tokenizers (the extra [hub])"
             )
-        from tokenizers import Tokenizer as HubTokenizer
-
         self._path = path
         try:
-            self._tokenizer = HubTokenizer.from_file(str(path))
+            self._tokenizer = found[0].from_file(str(path))
         except Exception as error:  # the library raises Exception itself
-            raise DatasetError(f"{path} is truncated or altered: {error}; fetch it again") from error
-        found, end = self._tokenizer.get_vocab_size(), self._tokenizer.token_to_id(_GPT2_END)
-        if found != VOCABULARIES["gpt2"] or end is None:
+            raise DatasetError.altered(path, error) from error
+        size, end = self._tokenizer.get_vocab_size(), self._tokenizer.token_to_id(_GPT2_END)
+        if size != VOCABULARIES["gpt2"] or end is None:
             raise DatasetError(
-                f"{path} is not GPT-2's tokenizer: expected {VOCABULARIES['gpt2']} tokens with {_GPT2_END}, got {found}"
+                f"{path} is not GPT-2's tokenizer: expected {VOCABULARIES['gpt2']} tokens with {_GPT2_END}, got {size}"
             )
         self._end = end
 
@@ -102,21 +101,21 @@ def find_gpt2_tokenizer(data_dir: Path | None, hub: bool) -> Path | None:
     Raises:
         DatasetError: the hub was asked and could not be reached.
     """
-    if find_spec("tokenizers") is None:
+    if optional("tokenizers", "Tokenizer") is None:
         return None
     if data_dir is not None and (data_dir / _GPT2_FILE).is_file():
         return data_dir / _GPT2_FILE
-    if find_spec("huggingface_hub") is None:
+    found = optional("huggingface_hub", "try_to_load_from_cache", "hf_hub_download")
+    if found is None:
         return None
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(_GPT2_REPOSITORY, _GPT2_FILE)
+    look_up, download = found
+    cached = look_up(_GPT2_REPOSITORY, _GPT2_FILE)
     if isinstance(cached, str):
         return Path(cached)
     if not hub:
         return None
     try:
-        return Path(huggingface_hub.hf_hub_download(_GPT2_REPOSITORY, _GPT2_FILE))
+        return Path(download(_GPT2_REPOSITORY, _GPT2_FILE))
     except Exception as error:  # network, hub and cache each raise their own
         reason = " ".join(str(error).split())
         raise DatasetError(

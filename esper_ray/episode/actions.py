@@ -100,7 +100,7 @@ class ActionTable:
 class LegalActions(spaces.Discrete):  # type: ignore[type-arg]
     """A Discrete space whose `sample()` without a mask draws among the actions that are legal now.
 
-    So programs that act at random, Gymnasium's own checker among them, respect the mask. Pickles as a plain Discrete.
+    So programs that act at random, Gymnasium's own checker among them, respect the mask.
     """
 
     def __init__(self, mask: ActionMask) -> None:
@@ -112,6 +112,3 @@ class LegalActions(spaces.Discrete):  # type: ignore[type-arg]
         if mask is None and probability is None:
             mask = self.mask
         return super().sample(mask, probability)
-
-    def __reduce__(self):  # type: ignore[no-untyped-def]
-        return spaces.Discrete, (int(self.n),)

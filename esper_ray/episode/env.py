@@ -1,5 +1,6 @@
 """The decision problem as a Gymnasium environment."""
 
+import operator
 import pickle
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from esper_ray.episode.host_run import Beginning, EpochReport, HostRun
 from esper_ray.episode.observation import ObservationTable
 from esper_ray.episode.record import EpisodeRecord, EpochRecord
 from esper_ray.episode.rewards import RewardInput, RewardState, reward_components
+from esper_ray.errors import ConfigurationError, IllegalActionError, unknown_name
 from esper_ray.seeding import seeded
 from esper_ray.tasks import (
     TaskData,
@@ -27,6 +29,7 @@ from esper_ray.tasks import (
     create_model,
     draw_host,
     drawn_settings,
+    get_task_spec,
     load_task_data,
     load_test_data,
     prepare_data,
@@ -53,10 +56,10 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     Observation: {"observations": (F,) float32, see `observation_table`; "action_mask": (A,) int8, 1 where legal}.
     Action: Discrete(A), see `action_table`. `info` of every step names the epoch, the stage and the validation
-    accuracy (percent); the last one holds the finished `EpisodeRecord` under "episode".
+    accuracy (percent); the last one holds the finished `EpisodeRecord` under "record".
 
     Args:
-        task: what is trained.
+        task: what is trained, or the name of a registered task.
         device: where the host lives.
         data_dir: folder of the data set, where the source needs one.
         truncate: end the episode by truncation instead, so that a learner bootstraps from the last value.
@@ -67,12 +70,13 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     Raises:
         DatasetError: the data set is missing.
-        ConfigurationError: no seed could reach PROBATIONARY in an episode of this length.
+        ConfigurationError: task or device is unknown, torch finds no such device, or no seed could reach PROBATIONARY
+            in an episode of this length.
     """
 
     def __init__(
         self,
-        task: TaskSpec,
+        task: TaskSpec | str,
         device: str | torch.device = "cpu",
         data_dir: Path | None = None,
         truncate: bool = False,
@@ -80,11 +84,12 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         share_beginnings: bool = False,
         data: TaskData | None = None,
     ) -> None:
-        task = with_tokenizer(task, data_dir)
+        task = with_tokenizer(get_task_spec(task) if isinstance(task, str) else task, data_dir)
         task.require_reachable_probation()
+        device = _usable(device)
         self.task = task
         self.skip_forced_waits = skip_forced_waits
-        self._device = torch.device(device)
+        self._device = device
         self._data_dir = data_dir
         self._truncate = truncate
         self._data = load_task_data(task, device, data_dir) if data is None else data.of_another_host()
@@ -110,8 +115,13 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     @property
     def run(self) -> HostRun:
-        """The host run in progress."""
-        assert self._run is not None, "call reset() first"
+        """The host run in progress.
+
+        Raises:
+            ResetNeeded: there was no reset yet.
+        """
+        if self._run is None:
+            raise gym.error.ResetNeeded("there is no episode yet: call reset()")
         return self._run
 
     def reset(
@@ -122,6 +132,9 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         Args:
             seed: the episode seed, 0 to 2**63 − 1; unset: drawn from the environment's own generator.
             options: {"grown": blueprint id} starts with that seed as a part of the host from the first epoch on.
+
+        Raises:
+            ConfigurationError: an option or the blueprint is unknown.
         """
         return run_one(self.reset_steps(seed=seed, options=options))
 
@@ -132,6 +145,8 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**63)) if seed is None else seed
         self._started = time.perf_counter()
+        for name in set(options or {}) - {"grown"}:
+            raise ConfigurationError(unknown_name("option of reset", name, ["grown"]))
         grown = (options or {}).get("grown")
         beginning, self._taken_over, self._twin_epochs = None, 0, 0
         if self._beginnings is not None and grown is None:
@@ -182,25 +197,33 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run, reports = self._new_run(episode_seed), []
         while not run.is_over and not run.has_choice:
             reports.append(run.train_epoch())
+            self._on_epoch()
         return Beginning(tuple(reports), run.state())
 
     def _train_twin(self, episode_seed: int, beginning: Beginning | None) -> tuple[float, ...]:
         """Trains a host that only waits; returns its validation accuracy after each epoch, percent."""
         run = self._new_run(episode_seed, beginning)
-        return tuple(run.train_epoch().outcome.val_accuracy for _ in range(self.task.max_epochs))
+        accuracies = []
+        while not run.is_over:
+            accuracies.append(run.train_epoch().outcome.val_accuracy)
+            self._on_epoch()
+        return tuple(accuracies)
 
     def step(self, action: np.int64 | int) -> StepResult:
         """Lets the decision take effect, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
 
         Raises:
-            IllegalActionError: the mask forbids the action.
+            IllegalActionError: the mask forbids the action, or it is no integer.
+            ResetNeeded: the episode is over, or there was no reset yet.
         """
         return run_one(self.step_steps(action))
 
     def step_steps(self, action: np.int64 | int) -> Steps[StepResult]:
         """As `step`, leaving the work to whoever takes the steps."""
         run = self.run
-        reward = (yield from self._advance(int(action))) + self._carried
+        if run.is_over:
+            raise gym.error.ResetNeeded("the episode is over: call reset()")
+        reward = (yield from self._advance(self._as_index(action))) + self._carried
         self._carried = 0.0
         while self.skip_forced_waits and not run.is_over and not run.has_choice:
             reward += yield from self._advance(ActionTable.WAIT)
@@ -210,8 +233,15 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             "val_accuracy": self._epochs[-1].val_accuracy,
         }
         if run.is_over:
-            info["episode"] = self._episode_record()
+            info["record"] = self._episode_record()
         return self._observe(), reward, run.is_over and not self._truncate, run.is_over and self._truncate, info
+
+    def _as_index(self, action: object) -> int:
+        try:
+            return operator.index(action)  # type: ignore[arg-type]
+        except TypeError:
+            last = len(self.action_table) - 1
+            raise IllegalActionError(f"an action is an integer from 0 to {last}, got {action!r}") from None
 
     def _advance(self, action: int) -> Steps[float]:
         """Lets a decision take effect, trains one epoch, writes it down and returns what it adds to a step's reward."""
@@ -222,10 +252,14 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         run.decide(action)
         stage = run.model.seed_slot.stage.name
         report = yield from run.epoch_steps()
+        self._on_epoch()
         components = reward_components(self._reward_input(before, action, report), self.task.reward)
         reward = sum(components.values())
         self._epochs.append(self._epoch_record(action, stage, report, reward, components))
         return reward * self.task.reward.discount**discounted_epochs
+
+    def _on_epoch(self) -> None:
+        """Is called after every epoch, of the host or of its twin."""
 
     def state(self) -> bytes | None:
         """Returns the episode in progress; None in a beginning that is taken over, where there is no host yet."""
@@ -260,7 +294,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     def _observe(self) -> Observation:
         mask = self.run.legal_actions()
-        self._legal.mask = mask
+        self._legal.mask = mask.copy()
         return {"observations": self.observation_table.observe(self.run.view()), "action_mask": mask}
 
     def _reward_input(self, before: RewardState, action: int, report: EpochReport) -> RewardInput:
@@ -325,3 +359,14 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             host=drawn_settings(run.task) if self.task.variety.enabled else {},
             epochs=self._epochs,
         )
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """Returns the device, if torch knows it and finds it here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ConfigurationError(f"unknown device '{device}': expected cpu or cuda") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"device '{device}': torch finds no GPU here; use cpu")
+    return found

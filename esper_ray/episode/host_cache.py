@@ -7,30 +7,32 @@ package alone; they lie in the data cache and may be deleted at any time.
 
 import hashlib
 import json
-import os
+import logging
 import pickle
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import esper_ray
 from esper_ray.data.cache import cache_folder
+from esper_ray.episode.provenance import numeric_provenance, what_is_unknown
 from esper_ray.errors import DatasetError
 from esper_ray.file_locks import locked
-from esper_ray.models.hosts import host_code
+from esper_ray.numerics import numeric_settings
 from esper_ray.tasks import TaskSpec
 
-_CODE = ("seeding.py", "lifecycle", "models", "data", "training", "tasks", "episode")
-"""Parts of the package that the numbers of an epoch follow from."""
+logger = logging.getLogger(__name__)
 
 
 class HostCache:
     """Keeps one thing for each host seed of a task.
+
+    Nothing is kept where it is not known what the numbers follow from, such as a host of a notebook; a line in the log
+    says so.
 
     Args:
         kind: what is kept, "beginnings" or "twins".
@@ -40,10 +42,10 @@ class HostCache:
     """
 
     def __init__(self, kind: str, task: TaskSpec, data: Path, device: torch.device) -> None:
-        settings = task.model_dump(mode="json", exclude={"reward", "heuristic", "episodes_per_iteration", "summary"})
-        identity = {"task": settings, "threads": torch.get_num_threads(), **numeric_provenance(task, data, device.type)}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._folder = cache_folder() / "hosts" / f"{kind}-{digest}"
+        self._kind = kind
+        self._task = task
+        self._data = data
+        self._device = device
 
     def get(self, host_seed: int, compute: Callable[[], Any]) -> tuple[Any, bool]:
         """Returns what is kept of the host seed, computing it first if need be; and whether it was there already.
@@ -51,47 +53,53 @@ class HostCache:
         Raises:
             DatasetError: the cache cannot be written.
         """
-        path = self._folder / f"{host_seed}.pickle"
+        folder = self._folder()
+        if folder is None:
+            return compute(), False
+        path = folder / f"{host_seed}.pickle"
         if (found := _read(path)) is not None:
             return found, True
-        with self._names_the_cache():
-            self._folder.mkdir(parents=True, exist_ok=True)
+        with _names_the_cache(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            with self._names_the_cache():
+            with _names_the_cache(folder):
                 stack.enter_context(locked(path))
             if (found := _read(path)) is not None:
                 return found, True
             computed = compute()
-            with self._names_the_cache():
-                _write(path, pickle.dumps(computed))
+            if self._folder() == folder:  # else a file that the host reads has changed meanwhile
+                with _names_the_cache(folder):
+                    _write(path, pickle.dumps(computed))
             return computed, False
 
-    @contextmanager
-    def _names_the_cache(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DatasetError(
-                f"the cache {self._folder} cannot be written: {error.strerror}; name another folder in the environment "
-                "variable ESPER_RAY_CACHE"
-            ) from error
+    def _folder(self) -> Path | None:
+        """Returns where things are kept; another one once a file that the host reads has another content."""
+        task = self._task
+        if (unknown := what_is_unknown(task)) is not None:
+            say_not_shared(task.name, unknown)
+            return None
+        settings = task.model_dump(mode="json", exclude={"reward", "heuristic", "episodes_per_iteration", "summary"})
+        provenance = numeric_provenance(task, self._data, self._device.type, numeric_settings())
+        identity = {"task": settings, "threads": torch.get_num_threads(), **provenance}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_folder() / "hosts" / f"{self._kind}-{digest}"
 
 
-def numeric_provenance(task: TaskSpec, data: Path, device: str) -> dict[str, str]:
-    """Returns what the numbers of an episode follow from besides the task's settings, the seeds and the decisions.
+@lru_cache
+def say_not_shared(task_name: str, unknown: str) -> None:
+    """Says once that twins and beginnings of a task are computed anew for each episode, and why."""
+    logger.warning("%s: nothing is shared between episodes, which takes longer: %s", task_name, unknown)
 
-    Args:
-        data: the folder of the prepared data; its name changes with the data.
-        device: "cpu" or "cuda".
-    """
-    on_gpu = device == "cuda" and torch.cuda.is_available()
-    return {
-        "data": data.name,
-        "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "code": _code(task),
-    }
+
+@contextmanager
+def _names_the_cache(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"the cache {folder} cannot be written: {error.strerror}; name another folder in the environment "
+            "variable ESPER_RAY_CACHE"
+        ) from error
 
 
 def _read(path: Path) -> Any:
@@ -103,27 +111,10 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    partial = path.parent / f".writing-{uuid.uuid4().hex}"  # of the umask's mode, which one of `mkstemp` has not
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(partial).rename(path)
+        partial.write_bytes(content)
+        partial.rename(path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
-
-
-def _code(task: TaskSpec) -> str:
-    """Returns a digest of the code that the numbers of an epoch follow from, the host's own included."""
-    return hashlib.sha256(code_digest(*_CODE).encode() + host_code(task.host.kind)).hexdigest()
-
-
-def code_digest(*parts: str) -> str:
-    """Returns a digest of parts of this package: modules, or folders of them."""
-    package = Path(esper_ray.__file__).parent
-    digest = hashlib.sha256()
-    for part in parts:
-        path = package / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -325,7 +325,7 @@ class HostRun:
 
     def _device_of(self, storage: Any, location: str) -> Any:
         """Leaves on the CPU what was there: AdamW counts its steps there, and reading them from a GPU would wait."""
-        return storage if location == "cpu" else storage.to(self._device)
+        return storage if location == "cpu" else storage.to(device=self._device)
 
     def _enter_epoch(self) -> None:
         """Makes the lifecycle entry and gives a live seed its optimizer."""

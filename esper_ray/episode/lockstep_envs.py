@@ -84,7 +84,7 @@ class LockstepEnvs(gym.vector.VectorEnv[Observations, NDArray[Any], NDArray[Any]
                 raise gym.error.ResetNeeded("the episodes of all environments are over; reset them")
             observations, infos = self.reset()
             return observations, rewards, ended[0], ended[1], infos
-        found = run_batched([self.envs[place].step_steps(int(actions[place])) for place in chosen])
+        found = run_batched([self.envs[place].step_steps(actions[place]) for place in chosen])
         for place, result in zip(chosen, found, strict=True):
             if isinstance(result, Exception):
                 result = self._failed(place, result)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log2
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -302,6 +303,7 @@ class ObservationTable:
     """
 
     def __init__(self, blueprint_ids: Sequence[str], hosts_differ: bool = False) -> None:
+        self._arguments = (tuple(blueprint_ids), hosts_differ)
         self.features: tuple[Feature, ...] = (
             *_progress_features(),
             *_history_features(),
@@ -315,6 +317,9 @@ class ObservationTable:
         self.index = {name: i for i, name in enumerate(self.names)}
         self._low = np.array([feature.low for feature in self.features], dtype=np.float32)
         self._high = np.array([feature.high for feature in self.features], dtype=np.float32)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ObservationTable, self._arguments
 
     def __len__(self) -> int:
         return len(self.features)

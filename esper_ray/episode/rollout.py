@@ -12,11 +12,16 @@ from esper_ray.episode.actions import ActionTable
 from esper_ray.episode.env import MorphogenesisEnv, Observation
 from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.record import EpisodeRecord
-from esper_ray.tasks import TaskSpec, get_task_spec
+from esper_ray.errors import ConfigurationError, differing_names
+from esper_ray.tasks import TaskSpec
 
 
 class Policy(Protocol):
-    """Anything that decides. It never changes the observation."""
+    """Anything that decides. It never changes the observation.
+
+    A policy made for certain actions, or for a certain observation, says so in `action_names` or `observation_names`.
+    See `require_fitting`.
+    """
 
     def start_episode(self, episode_seed: int) -> None:
         """Forgets the last episode; a random policy seeds itself from `episode_seed`."""
@@ -53,15 +58,30 @@ def run_ppo_episode(
     """Plays one episode with `agent` and returns what came of it. The same arguments give the same episode.
 
     Raises:
-        ConfigurationError: the task is unknown, or no seed could reach PROBATIONARY.
+        ConfigurationError: task or device is unknown, no seed could reach PROBATIONARY, or as `require_fitting`.
         DatasetError: the data set is missing.
         IllegalActionError: the agent took an action that the mask forbids.
     """
-    spec = get_task_spec(task) if isinstance(task, str) else task
-    record = play_episode(MorphogenesisEnv(spec, device, data_dir), agent, episode_seed)
+    record = play_episode(MorphogenesisEnv(task, device, data_dir), agent, episode_seed)
     return EpisodeResult(
         record.final_val_accuracy, record.action_counts, [epoch.reward for epoch in record.epochs], record
     )
+
+
+def require_fitting(agent: Policy, env: MorphogenesisEnv) -> None:
+    """Refuses a policy that was made for other actions or another observation than the environment's.
+
+    Raises:
+        ConfigurationError: it names the difference.
+    """
+    present = {"action_names": env.action_table.names, "observation_names": env.observation_table.names}
+    for attribute, now in present.items():
+        then = getattr(agent, attribute, now)
+        if then != now:
+            raise ConfigurationError(
+                f"the {attribute.partition('_')[0]}s that the policy was made for are not those of task "
+                f"{env.task.name}: {differing_names(then, now)}; use the task that it was made for"
+            )
 
 
 def play_episode(
@@ -70,7 +90,12 @@ def play_episode(
     episode_seed: int,
     observer: Callable[[MorphogenesisEnv, int], None] | None = None,
 ) -> EpisodeRecord:
-    """Plays one episode in `env`; `observer(env, action)` is called after every step."""
+    """Plays one episode in `env`; `observer(env, action)` is called after every step.
+
+    Raises:
+        ConfigurationError: as `require_fitting`.
+    """
+    require_fitting(agent, env)
     agent.start_episode(episode_seed)
     observation, _ = env.reset(seed=episode_seed)
     while True:
@@ -79,7 +104,7 @@ def play_episode(
         if observer is not None:
             observer(env, action)
         if terminated or truncated:
-            record: EpisodeRecord = info["episode"]
+            record: EpisodeRecord = info["record"]
             return record
 
 
@@ -95,6 +120,7 @@ def play_episodes(
         the record of each, or what it raised.
     """
     for agent, seed in zip(agents, seeds, strict=True):
+        require_fitting(agent, envs.envs[0])
         agent.start_episode(seed)
     envs.playing = len(agents)
     observations, _ = envs.reset(seed=[*seeds, *[None] * (envs.num_envs - len(seeds))])
@@ -106,7 +132,7 @@ def play_episodes(
                 actions[place] = agent.act({name: rows[place] for name, rows in observations.items()})
         observations, _, _, _, infos = envs.step(actions)
         for place in range(len(agents)):
-            for key in ("episode", "failure"):
+            for key in ("record", "failure"):
                 if key in infos and infos[f"_{key}"][place]:
                     results[place] = infos[key][place]
     return [result for result in results if result is not None]

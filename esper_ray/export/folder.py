@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from esper_ray.errors import EsperError
+from esper_ray.errors import EsperError, LifecycleError
 from esper_ray.export.program import DeployedModel, Program, trace
 from esper_ray.models import MorphogeneticModel
 from esper_ray.tasks import PreparedData, TaskSpec, load_task_data, load_test_data
@@ -47,7 +47,9 @@ def export_model(
     """Writes what the model keeps into `folder`, and measures what was written on the validation and test split.
 
     Args:
-        model: with an empty slot or a fossilized seed, on the CPU.
+        model: with an empty slot or a fossilized seed, on the CPU. A live seed is refused rather than dropped: the
+            accuracy of record is that without it, and whoever holds the model can still choose (`advance_stage`,
+            `cull_seed`).
         task: what it was trained on.
         prepared: the task's data.
         data_dir: folder of the data set, where the source needs one.
@@ -59,9 +61,15 @@ def export_model(
 
     Raises:
         ConfigurationError: `torch.export` cannot trace the model.
+        LifecycleError: the seed is live, not FOSSILIZED.
         EsperError: the written network does not compute what the model does.
         DatasetError: the test split cannot be read.
     """
+    if model.has_active_seed:
+        raise LifecycleError(
+            f"the seed {_grown(model)} is {model.seed_slot.stage.name}, and only a FOSSILIZED one is kept: fossilize "
+            "it, or remove it with cull_seed()"
+        )
     if isinstance(model.seed_slot.seed, Exportable):
         model.seed_slot.seed = model.seed_slot.seed.exportable()
     deployed = DeployedModel(model, prepared, len(task.input_shape)).eval()
@@ -71,7 +79,7 @@ def export_model(
     temporary = folder.parent / f".writing-{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        save_file(program.tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(save(program.tensors))  # `save_file` would let nobody else read it
         (temporary / MODEL).write_text(_model_source(program, model, task, first))
         written = runpy.run_path(str(temporary / MODEL))["load"](temporary)
         with torch.inference_mode():
@@ -114,7 +122,7 @@ def _stored_batches(task: TaskSpec, prepared: PreparedData, data_dir: Path | Non
 
 
 def _model_source(program: Program, model: MorphogeneticModel, task: TaskSpec, first: Tensor) -> str:
-    grown = model.seed_state.blueprint_id if model.seed_state else "nothing"
+    grown = _grown(model) or "nothing"
     names = json.dumps(program.weights, indent=4)
     template = (files("esper_ray.export") / "template.py.txt").read_text()
     return template.format(
@@ -130,10 +138,15 @@ def _model_source(program: Program, model: MorphogeneticModel, task: TaskSpec, f
     )
 
 
+def _grown(model: MorphogeneticModel) -> str | None:
+    """Returns the blueprint of the fossilized seed; None without one, be it that a seed was culled."""
+    return model.seed_state.blueprint_id if model.seed_state and model.seed_slot.seed is not None else None
+
+
 def _topology(
     program: Program, model: MorphogeneticModel, task: TaskSpec, first: Tensor, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    state = model.seed_state
+    grown = _grown(model)
     return {
         "format": _FORMAT,
         "origin": origin,
@@ -150,7 +163,7 @@ def _topology(
             "injection_points": model.host.injection_points,
         },
         "slot": {"injection_point": model.slot_id, "width": model.seed_slot.width},
-        "seed": {"blueprint": state.blueprint_id, "parameters": model.active_seed_params} if state else None,
+        "seed": {"blueprint": grown, "parameters": model.active_seed_params} if grown else None,
         "input": {"shape": [None, *first.shape[1:]], "dtype": str(first.dtype).removeprefix("torch.")},
         "weights": {name: list(tensor.shape) for name, tensor in program.tensors.items()},
     }

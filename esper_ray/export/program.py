@@ -16,10 +16,10 @@ _HOST = "model.host."
 
 
 class DeployedModel(nn.Module):
-    """The model behind the normalisation of its inputs, so that it takes samples as the data set stores them.
+    """The model behind the standardisation of its inputs, so that it takes samples as the data set stores them.
 
     Shape:
-        inputs (N, …) as stored, or (N, T) int64 tokens, which need no normalisation; output as of the host.
+        inputs (N, …) as stored, or (N, T) int64 tokens; output as of the host.
     """
 
     input_offset: Tensor
@@ -36,6 +36,8 @@ class DeployedModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the logits."""
+        if inputs.dtype == torch.uint8 and not self.normalises:
+            inputs = inputs.long()
         if self.normalises:
             inputs = inputs.float().add(self.input_offset).mul(self.input_scale)
         outputs: Tensor = self.model(inputs)

@@ -4,6 +4,7 @@ A blueprint builds a module that maps features of a given width to features of t
 the identity. It should carry no running statistics, because a seed is also judged by what the host does without it.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from torch import nn
 from esper_ray.errors import ConfigurationError, unknown_name
 from esper_ray.plugins import is_redefinition
 from esper_ray.seeding import seeded
+from esper_ray.user_code import remember_code
 
-SeedFactory = Callable[[int], nn.Module]
+SeedFactory = Callable[..., nn.Module]
+"""Takes the feature width and, if it has such a parameter, `causal`: whether no position may see a later one."""
 Obstacle = Callable[[torch.device, int], str | None]
 """Device, feature width → why a module cannot be trained there, or None if it can."""
 
@@ -41,6 +44,7 @@ class _Entry:
     obstacle: Obstacle | None
 
     def __post_init__(self) -> None:
+        self.takes_causal = _takes_causal(self.factory)
         self.parameter_counts: dict[int, int] = {}
         self.obstacles: dict[tuple[torch.device, int], str | None] = {}
 
@@ -51,7 +55,10 @@ _REGISTRY: dict[tuple[str, str], _Entry] = {}
 def blueprint(
     blueprint_id: str, topology: str, obstacle: Obstacle | None = None
 ) -> Callable[[SeedFactory], SeedFactory]:
-    """Registers a seed module; decorates a class or function that takes the feature width.
+    """Registers a seed module; decorates a class or function `(width)` or `(width, causal)`.
+
+    With a parameter `causal` it is told whether the host is causal, so that no position may depend on a later one. It
+    has as many parameters either way.
 
     The heuristic policy tries the blueprints of a topology in the order of their registration.
 
@@ -64,6 +71,9 @@ def blueprint(
         ConfigurationError: the name is not of lower-case letters, digits and _, or is taken within the topology.
     """
 
+    if not isinstance(blueprint_id, str) or not isinstance(topology, str):
+        raise ConfigurationError("a blueprint needs names: write @blueprint('my_seed', topology='cnn')")
+
     def register(factory: SeedFactory) -> SeedFactory:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", blueprint_id):
             raise ConfigurationError(f"blueprint '{blueprint_id}': expected a name of lower-case letters, digits and _")
@@ -71,21 +81,26 @@ def blueprint(
         if known is not None and not is_redefinition(known.factory, factory):
             raise ConfigurationError(f"blueprint '{blueprint_id}' is already registered for topology '{topology}'")
         _REGISTRY[topology, blueprint_id] = _Entry(factory, obstacle)
+        remember_code(factory)
         return factory
 
     return register
 
 
-def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
+def build_seed(blueprint_id: str, topology: str, width: int, causal: bool = True) -> nn.Module:
     """Builds a seed module, initialised from torch's global random state.
+
+    Args:
+        causal: no position may depend on a later one; for blueprints that ask.
 
     Raises:
         ConfigurationError: no such blueprint for this topology, or it fails at this width.
     """
     if (topology, blueprint_id) not in _REGISTRY:
         raise ConfigurationError(unknown_name(f"{topology} blueprint", blueprint_id, registered_blueprints(topology)))
+    entry = _REGISTRY[topology, blueprint_id]
     try:
-        seed = _REGISTRY[topology, blueprint_id].factory(width)
+        seed = entry.factory(width, causal=causal) if entry.takes_causal else entry.factory(width)
     except Exception as error:
         raise ConfigurationError(
             f"blueprint '{blueprint_id}' cannot be built at width {width}: {type(error).__name__}: {error}"
@@ -95,9 +110,26 @@ def build_seed(blueprint_id: str, topology: str, width: int) -> nn.Module:
     return seed
 
 
+def asks_for_causality(topology: str) -> bool:
+    """Returns whether a blueprint of the topology is built in another way for a causal host."""
+    return any(entry.takes_causal for (kind, _), entry in _REGISTRY.items() if kind == topology)
+
+
+def _takes_causal(factory: SeedFactory) -> bool:
+    try:
+        return "causal" in inspect.signature(factory).parameters
+    except ValueError:  # some that are written in C have none
+        return False
+
+
 def seed_factory(blueprint_id: str, topology: str) -> SeedFactory:
     """Returns what builds a registered blueprint."""
     return _REGISTRY[topology, blueprint_id].factory
+
+
+def seed_factories() -> list[SeedFactory]:
+    """Returns what builds the registered blueprints, of every topology."""
+    return [entry.factory for entry in _REGISTRY.values()]
 
 
 def topologies() -> list[str]:
@@ -125,13 +157,22 @@ def list_blueprints(topology: str, width: int, device: str | torch.device = "cpu
 def barred_blueprints(topology: str, width: int, device: str | torch.device = "cpu") -> dict[str, str]:
     """Returns the blueprints of a topology that cannot be trained at this width on `device`, each with the reason."""
     device = torch.device(device)
-    reasons = {name: _obstacle(_REGISTRY[topology, name], device, width) for name in registered_blueprints(topology)}
+    reasons = {name: _obstacle(name, topology, device, width) for name in registered_blueprints(topology)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _obstacle(entry: _Entry, device: torch.device, width: int) -> str | None:
+def _obstacle(blueprint_id: str, topology: str, device: torch.device, width: int) -> str | None:
+    entry = _REGISTRY[topology, blueprint_id]
     if (device, width) not in entry.obstacles:
-        entry.obstacles[device, width] = entry.obstacle(device, width) if entry.obstacle is not None else None
+        try:
+            entry.obstacles[device, width] = entry.obstacle(device, width) if entry.obstacle is not None else None
+        except torch.OutOfMemoryError:
+            raise  # that says nothing about the blueprint
+        except Exception as error:
+            raise ConfigurationError(
+                f"the obstacle of blueprint '{blueprint_id}' raises {type(error).__name__}: {error}; it must return "
+                f"why the seed cannot be trained on {device.type} at width {width}, or None"
+            ) from error
     return entry.obstacles[device, width]
 
 

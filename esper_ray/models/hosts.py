@@ -7,8 +7,6 @@ the kind of its features, which decides the blueprints that fit ("cnn" unless it
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import ConfigurationError, EsperError, unknown_name
 from esper_ray.plugins import is_redefinition
+from esper_ray.user_code import remember_code
 
 HostFactory = TypeVar("HostFactory", bound=Callable[..., nn.Module])
 
@@ -67,10 +66,14 @@ def host(kind: str) -> Callable[[HostFactory], HostFactory]:
         ConfigurationError: the kind is taken, or an option has no annotation or no default.
     """
 
+    if not isinstance(kind, str):
+        raise ConfigurationError("a host needs a name: write @host('my_host')")
+
     def register(factory: HostFactory) -> HostFactory:
         if kind in _FACTORIES and not is_redefinition(_FACTORIES[kind], factory):
             raise ConfigurationError(f"host '{kind}' is already registered")
         _OPTIONS[kind] = _options_of(kind, factory)
+        remember_code(factory)
         _FACTORIES[kind] = factory
         return factory
 
@@ -85,17 +88,6 @@ def host_kinds() -> list[str]:
 def host_factory(kind: str) -> Callable[..., nn.Module]:
     """Returns what builds a registered kind of host."""
     return _FACTORIES[kind]
-
-
-def host_code(kind: str) -> bytes:
-    """Returns the content of the file that a kind of host is written in; nothing where that is no file."""
-    factory: Any = _FACTORIES[kind]
-    while isinstance(factory, partial):
-        factory = factory.func
-    try:
-        return Path(inspect.getfile(factory)).read_bytes()
-    except (OSError, TypeError):
-        return b""
 
 
 def host_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:

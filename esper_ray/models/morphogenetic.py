@@ -1,6 +1,6 @@
 """A host and its slot, joined into one model."""
 
-from typing import cast
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,29 @@ from torch import Tensor, nn
 from esper_ray.errors import ConfigurationError, EsperError, unknown_name
 from esper_ray.lifecycle import GateResult, LifecycleSettings, SeedStage, SeedState
 from esper_ray.models.blueprints import build_seed, list_blueprints, registered_blueprints, topologies
+from esper_ray.models.probes import mixes_samples
 from esper_ray.models.slot import SeedSlot, to_memory_format
 from esper_ray.seeding import seeded
+
+
+def injection_points(host: nn.Module) -> dict[str, int]:
+    """Returns the injection points of a host, slot id → feature width.
+
+    Raises:
+        ConfigurationError: it has none, or cannot take a slot.
+    """
+    name, points = type(host).__name__, getattr(host, "injection_points", None)
+    if not points:
+        raise ConfigurationError(
+            f"host {name} has no injection points; give it `injection_points`, a dict of slot id → feature width"
+        )
+    if not isinstance(points, dict) or not all(isinstance(w, Integral) and int(w) > 0 for w in points.values()):
+        raise ConfigurationError(
+            f"host {name} has wrong injection points: expected a dict of slot id → feature width, got {points!r}"
+        )
+    if not callable(getattr(host, "register_slot", None)):
+        raise ConfigurationError(f"host {name} cannot take a slot; give it `register_slot(slot_id, module)`")
+    return points
 
 
 class MorphogeneticModel(nn.Module):
@@ -24,9 +45,10 @@ class MorphogeneticModel(nn.Module):
         slot_id: injection point of the slot; unset: the host's `default_slot`, or else its first.
         settings: resolved lifecycle settings; unset: the defaults, with dwells of one epoch.
         channels_last: keep images and weights in channels-last layout, which is faster for convolutions.
+        causal: no position of the host depends on a later one, and so none may in a seed (`probes.is_causal`).
 
     Raises:
-        ConfigurationError: the host has no injection points, or not this one.
+        ConfigurationError: the host has no injection points, or not this one, or cannot take a slot there.
     """
 
     def __init__(
@@ -35,23 +57,27 @@ class MorphogeneticModel(nn.Module):
         slot_id: str | None = None,
         settings: LifecycleSettings | None = None,
         channels_last: bool = False,
+        causal: bool = True,
     ) -> None:
         super().__init__()
-        name = type(host).__name__
-        points = cast("dict[str, int]", getattr(host, "injection_points", {}))
-        if not points:
-            raise ConfigurationError(
-                f"host {name} has no injection points; give it `injection_points`, a dict of slot id → feature width"
-            )
-        if not callable(getattr(host, "register_slot", None)):
-            raise ConfigurationError(f"host {name} cannot take a slot; give it `register_slot(slot_id, module)`")
+        name, points = type(host).__name__, injection_points(host)
         self.slot_id = slot_id or str(getattr(host, "default_slot", next(iter(points))))
         if self.slot_id not in points:
             raise ConfigurationError(unknown_name("injection point", self.slot_id, points))
         settings = settings or LifecycleSettings().resolved(max_epochs=1)
-        self.seed_slot = SeedSlot(points[self.slot_id], str(getattr(host, "topology", "cnn")), settings)
+        self.seed_slot = SeedSlot(points[self.slot_id], str(getattr(host, "topology", "cnn")), settings, causal)
+        weights = (parameter for parameter in host.parameters() if parameter.is_floating_point())
+        self.seed_slot.to(next(weights, torch.empty(0)).dtype)
         self.host = host
-        host.register_slot(self.slot_id, self.seed_slot)  # type: ignore[operator]
+        try:
+            host.register_slot(self.slot_id, self.seed_slot)  # type: ignore[operator]
+        except EsperError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                f"host {name} cannot take a slot at '{self.slot_id}': register_slot raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if all(module is not self.seed_slot for module in host.modules()):
             raise ConfigurationError(
                 f"host {name} does not hold the module of its slot as a submodule, so that its weights would be lost; "
@@ -71,8 +97,10 @@ class MorphogeneticModel(nn.Module):
 
         Raises:
             ConfigurationError: the host fails on them, does not run its slot, brings it features of another width, or
-                returns outputs of another shape; or there is no blueprint for its topology, or one fails.
-            LifecycleError: a blueprint changes the shape of the features.
+                returns outputs of another shape, or mixes samples; or there is no blueprint for its topology, or one
+                cannot be built.
+            LifecycleError: a blueprint fails on the features, changes their shape, mixes samples, or is not causal in a
+                causal host.
         """
         name, slot = type(self.host).__name__, self.seed_slot
         self.eval()
@@ -100,9 +128,35 @@ class MorphogeneticModel(nn.Module):
                 f"no blueprint is registered for the topology '{slot.topology}' of host {name}, so nothing could grow: "
                 f"{unknown_name('topology', slot.topology, topologies())}"
             )
+        features = self._features_of_two(inputs)
         for blueprint in list_blueprints(slot.topology, slot.width, inputs.device):
+            name = blueprint.blueprint_id
             with seeded(0):
-                slot.require_fits(build_seed(blueprint.blueprint_id, slot.topology, slot.width), blueprint.blueprint_id)
+                seed = build_seed(name, slot.topology, slot.width, slot.causal)
+                slot.require_fits(seed, name)
+                slot.require_sound_on(features, seed, name, may_see_later=len(output_shape) < 3 or not slot.causal)
+
+    def _features_of_two(self, inputs: Tensor) -> Tensor:
+        """Returns the features (2, …) of two samples as the host brings them to the slot, in the host's own layout.
+
+        Raises:
+            ConfigurationError: what the host makes of one sample depends on the other.
+        """
+        other = torch.rand_like(inputs) if inputs.is_floating_point() else inputs.flip(-1)
+        if torch.equal(inputs, other):
+            other = 1 - inputs.clamp(max=1)
+        found: list[Tensor] = []
+        handle = self.seed_slot.register_forward_hook(lambda _module, args, _output: found.append(args[0]))
+        try:
+            mixes = mixes_samples(self, inputs, other)
+        finally:
+            handle.remove()
+        if mixes:
+            raise ConfigurationError(
+                f"host {type(self.host).__name__} mixes the samples of a batch: in evaluation mode, what it makes of "
+                "one depends on the others; the first dimension is that of the samples, as with batch_first=True"
+            )
+        return found[-1]
 
     def forward(self, inputs: Tensor) -> Tensor:
         if inputs.dim() == 4:

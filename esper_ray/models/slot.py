@@ -21,6 +21,8 @@ from esper_ray.lifecycle import (
 )
 from esper_ray.models.blueprints import build_seed
 from esper_ray.models.incubation import straight_through
+from esper_ray.models.probes import disturbed, mixes_samples, sees_later_positions
+from esper_ray.seeding import forked_generators
 
 _INCUBATING = frozenset({SeedStage.GERMINATED, SeedStage.TRAINING})
 _PROBE_SIDE = 8
@@ -43,10 +45,12 @@ class SeedSlot(nn.Module):
         width: feature width at the injection point (channels of a cnn, model width of a transformer).
         topology: kind of the features: "cnn", "transformer", or one of a user's own.
         settings: resolved lifecycle settings (`LifecycleSettings.resolved`).
+        causal: seeds are to be causal: no position may depend on a later one.
     """
 
-    def __init__(self, width: int, topology: str, settings: LifecycleSettings) -> None:
+    def __init__(self, width: int, topology: str, settings: LifecycleSettings, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         self.width = width
         self.topology = topology
         self.settings = settings
@@ -103,6 +107,11 @@ class SeedSlot(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if self._feature_shape is None:
+            if not features.is_floating_point():
+                raise LifecycleError(
+                    f"features of type {features.dtype} reach the slot, but a seed needs floating-point ones: move the "
+                    "injection point, as behind an embedding"
+                )
             self._feature_shape = tuple(features.shape[1:])
         if self.seed is None or self.state is None:
             return features
@@ -128,7 +137,7 @@ class SeedSlot(nn.Module):
         """
         assert self.seed is not None
         entering = features.view_as(features)
-        with torch.random.fork_rng(devices=[features.device] if features.is_cuda else []):
+        with forked_generators(features.device):
             grown = self.seed(entering.detach().requires_grad_())
         leaving = straight_through(entering, grown)
         if entering.requires_grad:
@@ -195,8 +204,8 @@ class SeedSlot(nn.Module):
         gate = check_gate(SeedStage.GERMINATED, state, self.settings)
         if not gate.passed:
             raise LifecycleError(gate.message)
-        seed = build_seed(blueprint_id, self.topology, self.width)
-        to_memory_format(seed.to(self._anchor.device), self.memory_format)
+        seed = build_seed(blueprint_id, self.topology, self.width, self.causal)
+        to_memory_format(seed.to(self._anchor), self.memory_format)
         self.require_fits(seed, blueprint_id)
         self.seed = seed.train(self.training)
         self.state = state
@@ -309,12 +318,9 @@ class SeedSlot(nn.Module):
             return
         shape = (1, *known)
         try:
-            with (
-                torch.random.fork_rng(devices=[self._anchor.device] if self._anchor.is_cuda else []),
-                torch.enable_grad(),
-            ):
-                probe = torch.zeros(shape, device=self._anchor.device, requires_grad=True)
-                after = copy.deepcopy(seed).train()(probe)
+            with forked_generators(self._anchor.device), torch.enable_grad():
+                probe = torch.zeros(shape, device=self._anchor.device, dtype=self._anchor.dtype, requires_grad=True)
+                after = copy.deepcopy(seed).to(self._anchor).train()(probe)
                 after.sum().backward()
         except Exception as error:
             raise LifecycleError(
@@ -328,6 +334,38 @@ class SeedSlot(nn.Module):
             raise LifecycleError(
                 f"blueprint '{blueprint_id}' must keep the type of the features: expected {probe.dtype}, "
                 f"got {after.dtype}"
+            )
+
+    def require_sound_on(self, features: Tensor, seed: nn.Module, blueprint_id: str, may_see_later: bool) -> None:
+        """Tries a copy of a new seed on features that the host has brought, in their own memory layout.
+
+        Args:
+            features: (2, …), of two samples.
+            may_see_later: a position may depend on a later one.
+
+        Raises:
+            LifecycleError: it fails on them, mixes samples, or lets a position depend on a later one against the rule.
+        """
+        trial = disturbed(seed.to(self._anchor))
+        to_memory_format(trial, self.memory_format)
+        try:
+            with torch.enable_grad():
+                trial.train()(features.detach().clone().requires_grad_()).sum().backward()
+        except Exception as error:
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' fails on features of shape {tuple(features.shape)} and strides "
+                f"{features.stride()}: {type(error).__name__}: {error}"
+            ) from error
+        trial.eval()
+        if mixes_samples(trial, features[:1], torch.rand_like(features[:1])):
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' mixes the samples of a batch: what it makes of one depends on the others; "
+                "the first dimension is that of the samples, as with batch_first=True"
+            )
+        if not may_see_later and features.dim() == 3 and sees_later_positions(trial, features):
+            raise LifecycleError(
+                f"blueprint '{blueprint_id}' lets a position depend on later ones, so that it would see what the "
+                "host is to predict: give its factory a parameter `causal` and mask them"
             )
 
     def _usual_feature_shape(self) -> tuple[int, ...] | None:

@@ -55,18 +55,24 @@ class LowRankSeed(nn.Module):
 
 @blueprint("attention", topology="transformer")
 class AttentionSeed(nn.Module):
-    """Causal self-attention behind a layer norm, residual; 4 heads, or fewer where they do not divide the width."""
+    """Self-attention behind a layer norm, residual; 4 heads, or fewer where they do not divide the width.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of the features.
+        causal: no position sees a later one.
+    """
+
+    def __init__(self, width: int, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         self.heads = gcd(_HEADS, width)
         self.norm = nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.output = _zero_linear(width, width)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Maps (N, heads, T, width ÷ heads) each to the same shape; no position sees a later one."""
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        """Maps (N, heads, T, width ÷ heads) each to the same shape."""
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
 
     def forward(self, features: Tensor) -> Tensor:
         joined = self.queries_keys_values(self.norm(features))
@@ -98,7 +104,7 @@ def _flex_attention_obstacle(device: torch.device, width: int) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             values = torch.zeros(1, heads, _PROBE_LENGTH, width // heads, device=device, requires_grad=True)
-            _flex_attention(values, values, values).sum().backward()
+            _flex_attention(values, values, values, causal=True).sum().backward()
     except torch.OutOfMemoryError:
         raise  # that says nothing about the build
     except Exception as error:
@@ -112,20 +118,20 @@ class FlexAttentionSeed(AttentionSeed):
     """As `attention`, by torch's FlexAttention; only where the torch build trains it on the device."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """FlexAttention with a causal block mask."""
-        return _flex_attention(queries, keys, values)
+        """FlexAttention; with a block mask where it is causal."""
+        return _flex_attention(queries, keys, values, self.causal)
 
     def exportable(self) -> AttentionSeed:
         """Returns the same function with the same weights, in operations that can be traced anywhere."""
-        equal = AttentionSeed(self.norm.normalized_shape[0])
+        equal = AttentionSeed(self.norm.normalized_shape[0], self.causal)
         equal.load_state_dict(self.state_dict())
         return equal.train(self.training)
 
 
-def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """FlexAttention with a causal mask."""
+def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
     attend = _flex_kernel(queries.device.type)
-    attended: Tensor = attend(queries, keys, values, block_mask=_causal_mask(queries.shape[-2], queries.device))
+    mask = _causal_mask(queries.shape[-2], queries.device) if causal else None
+    attended: Tensor = attend(queries, keys, values, block_mask=mask)
     return attended
 
 

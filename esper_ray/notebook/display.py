@@ -5,6 +5,7 @@ import io
 import threading
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -175,7 +176,8 @@ def _curve_image(rows: Sequence[Mapping[str, Any]], wait_only: float | None) -> 
     axes = figure.add_subplot()
     iterations = [row["iteration"] for row in rows]
     means = [row["kept_val_accuracy"] for row in rows]
-    spread = [row["kept_val_accuracy_std"] for row in rows]
+    known = [row["kept_val_accuracy_std"] for row in rows]
+    spread = [nan if deviation is None else deviation for deviation in known]
     low, high = [m - s for m, s in zip(means, spread, strict=True)], [m + s for m, s in zip(means, spread, strict=True)]
     axes.fill_between(iterations, low, high, color=_LEARNED, alpha=0.2, label="± 1 standard deviation")
     axes.plot(iterations, means, color=_LEARNED, marker="o", markersize=3, label="learned policy")

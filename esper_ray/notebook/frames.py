@@ -1,13 +1,15 @@
 """From what a run or a search wrote to pandas frames."""
 
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.held_out.comparison import WAYS, Comparison
+from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.comparison import Comparison
 from esper_ray.orchestration.held_out.paired import score, test_accuracy
 from esper_ray.orchestration.run.run_folder import read_episodes, read_metrics
 from esper_ray.orchestration.tuning.ranking import RankedSetting, TrialResult
@@ -57,7 +59,7 @@ def differences_frame(comparison: Comparison) -> pd.DataFrame:
         for control in comparison.control_names:
             for measure, name in ((score, "score of record"), (test_accuracy, "kept test accuracy")):
                 found = comparison.difference(control, way, checkpoints, measure)
-                low, high = found.ci95
+                low, high = found.ci95 or (nan, nan)
                 place = {"policy": way, "control": control, "measure": name}
                 rows.append({**place, "difference": found.mean, "low": low, "high": high, "verdict": found.verdict})
     return pd.DataFrame(rows).set_index(["policy", "control", "measure"])

@@ -51,7 +51,8 @@ class Session:
     never the session.
 
     Args:
-        num_cpus, num_gpus: what Ray may use; None: what the machine has.
+        num_cpus: CPUs that Ray may use; None: all of the machine.
+        num_gpus: GPUs that Ray may use; None: all of the machine.
         plugins: modules that register hosts, blueprints, data or tasks of your own.
         folder: where runs and searches are written that are not told otherwise.
 
@@ -190,9 +191,11 @@ class Training:
         same as one that was not. After its last iteration the training is closed.
 
         Raises:
-            ConfigurationError: the training was closed.
+            ConfigurationError: the training was closed, or `iterations` is below 1.
             EpisodeFailedError: an episode raised, or its actor was lost too often.
         """
+        if iterations is not None and iterations < 1:
+            raise ConfigurationError(f"run: iterations expects at least 1, got {iterations}")
         if self.is_over:
             return self
         if self._result is not None:

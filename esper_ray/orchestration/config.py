@@ -1,18 +1,26 @@
-"""What a training run can be told. Imports neither torch nor Ray, so that `--help` answers at once."""
+"""Settings of every command. Imports neither torch nor Ray, so that `--help` answers at once."""
 
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.shell import pasteable
+
+if TYPE_CHECKING:
+    from esper_ray.policies import Acting
 
 _Model = TypeVar("_Model", bound=BaseModel)
 Logger = Literal["wandb", "mlflow"]
+_SHIPPED = Path(__file__).parents[1] / "tune_configs"
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
+WAYS: tuple[Literal["sampled", "median"], ...] = ("sampled", "median")
+"""How a learned policy acts in comparisons and in evaluations during training; see `esper_ray.policies.acting`."""
 
 
 class LearnerSettings(BaseModel):
@@ -47,15 +55,14 @@ class LearnerSettings(BaseModel):
 
 
 class TaskChoice(BaseModel):
-    """Which task, and what is different about it."""
+    """The task, and the settings of it that differ."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str = "digits"
     """Name of the task; `esper-ray tasks` lists them."""
     plugin: tuple[str, ...] = ()
-    """Module to import first, here and in every actor: it registers hosts, blueprints, data, tasks of your own. Repeat
-    the flag for several."""
+    """Modules to import first, here and in every actor: they register hosts, blueprints, data, tasks of your own."""
     max_epochs: int | None = Field(None, ge=1)
     """Host epochs of one episode. Unset: the task's."""
     slot: str | None = None
@@ -97,7 +104,7 @@ class TaskChoice(BaseModel):
 
 
 class RunChoice(TaskChoice):
-    """Where a run plays its episodes, and where it writes."""
+    """Settings that all commands that start actors and write a run folder share."""
 
     runners: int | None = Field(None, ge=0)
     """Actors. Unset: one per CPU, at most one per episode of an iteration. 0: none, everything is played in this
@@ -124,7 +131,8 @@ class TrainConfig(RunChoice):
     command: ClassVar[str] = "train"
 
     config: Path | None = None
-    """YAML file of these settings, see tune_configs/; flags override it."""
+    """YAML file of these settings, or the name of a shipped one: digits, fashion_mnist, pydoc, varied. Flags override
+    it."""
     iterations: int = Field(16, ge=1)
     """Learner updates, each on the episodes of one iteration."""
     episodes_per_iteration: int | None = Field(None, ge=1)
@@ -137,7 +145,7 @@ class TrainConfig(RunChoice):
     skip_forced_waits: bool = False
     """Leave the epochs in which nothing but WAIT is legal out of what the learner sees."""
     evaluate_every: int = Field(0, ge=0)
-    """Iterations between evaluations on held-out host seeds, sampled and greedy. 0: none."""
+    """Iterations between evaluations on held-out host seeds, sampled and at the median waiting time. 0: none."""
     evaluation_episodes: int = Field(16, ge=1)
     """Held-out host seeds of such an evaluation."""
     checkpoint_every: int = Field(10, ge=1)
@@ -146,8 +154,8 @@ class TrainConfig(RunChoice):
     """Host epochs after which an actor writes its episode down, so that one that replaces it goes on from there. 0: it
     begins the episode again."""
     episode_timeout: float | None = Field(None, gt=0)
-    """Seconds after which an actor that has not finished its episode, or all that it plays at a time, is replaced.
-    Unset: ten times what that takes, as measured at the start, and at least a minute."""
+    """Seconds without a finished host epoch after which an actor is replaced. Unset: ten times what an episode takes,
+    as measured at the start, and at least a minute."""
     resume: Path | None = None
     """Run folder of a run that ended before its time: go on with it, with the settings that it has."""
     from_checkpoint: Path | None = None
@@ -155,7 +163,7 @@ class TrainConfig(RunChoice):
     address: str | None = None
     """Ray cluster to join, as HOST:PORT, or auto for the one that this machine belongs to. Unset: a local one."""
     logger: tuple[Logger, ...] = ()
-    """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
+    """Also log to wandb or mlflow; needs the extra of that name."""
     learner: Literal["ppo", "appo"] = "ppo"
     """ppo waits for all episodes of an iteration; appo learns from those that end first: slow hosts hold nobody up."""
     policy: Literal["mlp", "lstm"] = "mlp"
@@ -192,7 +200,7 @@ class HeuristicConfig(RunChoice):
 
 
 class _HeldOutRun(BaseModel):
-    """Episodes on held-out host seeds, with what a checkpoint was trained on."""
+    """Settings of `evaluate` and `compare`: episodes on held-out host seeds with the task of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -217,7 +225,7 @@ class _HeldOutRun(BaseModel):
     data_dir: Path | None = None
     """Folder of the data set, for tasks that need one."""
     plugin: tuple[str, ...] = ()
-    """Module to import besides the checkpoint's own plugins. Repeat the flag for several."""
+    """Modules to import besides the checkpoint's own plugins."""
     out: Path | None = None
     """Folder for the episodes; what it holds already is not played again. Unset: in the checkpoint's run folder."""
 
@@ -230,9 +238,22 @@ class EvaluateConfig(_HeldOutRun):
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """Checkpoint folder, RUN/checkpoints/iteration_N."""
     greedy: bool = False
-    """Take the likeliest action instead of sampling."""
+    """Act deterministically, at the median of the policy's own waiting time, instead of sampling."""
+    likeliest: bool = False
+    """Take the likeliest action in each epoch, even if the policy then waits for ever."""
     timelines: int = Field(5, ge=0)
     """Episodes whose stages are shown epoch by epoch."""
+
+    @property
+    def acting(self) -> "Acting":
+        """How the policy's probabilities become an action."""
+        return "median" if self.greedy else "likeliest" if self.likeliest else "sampled"
+
+    @model_validator(mode="after")
+    def _one_way_to_act(self) -> Self:
+        if self.greedy and self.likeliest:
+            raise ConfigurationError("evaluate: --greedy and --likeliest exclude each other; name one of them")
+        return self
 
 
 class CompareConfig(_HeldOutRun):
@@ -250,10 +271,15 @@ class CompareConfig(_HeldOutRun):
             raise ConfigurationError("compare expects at least one checkpoint folder, RUN/checkpoints/iteration_N")
         return given
 
-    controls: str = ",".join(CONTROLS)
-    """Controls, with commas between them."""
-    search_rounds: str = "8,24,64"
+    controls: tuple[str, ...] = CONTROLS
+    """Controls to play."""
+    search_rounds: tuple[int, ...] = (8, 24, 64)
     """Search for the best fixed schedule: training hosts of each round; the best quarter goes on to the next."""
+
+    @field_validator("controls", "search_rounds", mode="before")
+    @classmethod
+    def _split_at_commas(cls, given: Any) -> Any:
+        return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
 
     def control_names(self) -> tuple[str, ...]:
         """Returns the controls, in the order in which they are played.
@@ -261,28 +287,23 @@ class CompareConfig(_HeldOutRun):
         Raises:
             ConfigurationError: one is unknown.
         """
-        asked = [name.strip() for name in self.controls.split(",") if name.strip()]
-        for name in asked:
+        for name in self.controls:
             if name not in CONTROLS:
                 raise ConfigurationError(f"--controls: {unknown_name('control', name, CONTROLS)}")
-        if not asked:
+        if not self.controls:
             raise ConfigurationError(f"--controls names none: expected some of {', '.join(CONTROLS)}")
-        return tuple(name for name in CONTROLS if name in asked)
+        return tuple(name for name in CONTROLS if name in self.controls)
 
     def search_host_counts(self) -> tuple[int, ...]:
         """Returns how many hosts each round of the search uses.
 
         Raises:
-            ConfigurationError: they are no rising whole numbers.
+            ConfigurationError: they do not rise.
         """
-        try:
-            counts = tuple(int(part) for part in self.search_rounds.split(","))
-        except ValueError:
-            counts = ()
+        counts = self.search_rounds
         if not counts or counts[0] < 1 or any(a >= b for a, b in itertools.pairwise(counts)):
-            raise ConfigurationError(
-                f"--search-rounds expects rising whole numbers with commas between them, got '{self.search_rounds}'"
-            )
+            given = ", ".join(map(str, counts)) or "none"
+            raise ConfigurationError(f"--search-rounds expects rising whole numbers, got {given}")
         return counts
 
 
@@ -302,7 +323,7 @@ class ExportConfig(BaseModel):
     data_dir: Path | None = None
     """Folder of the data set. Unset: the run's."""
     plugin: tuple[str, ...] = ()
-    """Module to import besides the run's own plugins. Repeat the flag for several."""
+    """Modules to import besides the run's own plugins."""
 
 
 class ReplayConfig(BaseModel):
@@ -319,7 +340,7 @@ class ReplayConfig(BaseModel):
     data_dir: Path | None = None
     """Folder of the data set. Unset: the run's."""
     plugin: tuple[str, ...] = ()
-    """Module to import besides the run's own plugins. Repeat the flag for several."""
+    """Modules to import besides the run's own plugins."""
 
 
 class TuneConfig(BaseModel):
@@ -328,7 +349,8 @@ class TuneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: Annotated[Path, tyro.conf.Positional]
-    """YAML file that says what to search, see tune_configs/."""
+    """YAML file that says what to search, or the name of a shipped one: host_search, optuna, ppo_asha, ppo_pbt, quick,
+    reward_ab."""
     resume: bool = False
     """Go on with the search that the folder holds; trials that have finished are not played again."""
     max_concurrent: int | None = Field(None, ge=1)
@@ -340,7 +362,7 @@ class TuneConfig(BaseModel):
     address: str | None = None
     """Ray cluster to join, as HOST:PORT or auto; its machines must all see the search's folder. Unset: a local one."""
     logger: tuple[Logger, ...] = ()
-    """Also log to wandb or mlflow; needs the extra of that name. Repeat the flag for both."""
+    """Also log to wandb or mlflow; needs the extra of that name."""
 
 
 class ReportConfig(BaseModel):
@@ -377,7 +399,7 @@ class TasksConfig(BaseModel):
     name: Annotated[str | None, tyro.conf.Positional] = None
     """Task to show in full."""
     plugin: tuple[str, ...] = ()
-    """Module to import first, which registers tasks of your own. Repeat the flag for several."""
+    """Modules to import first, which register tasks of your own."""
     slot: str | None = None
     """Injection point whose blueprints to show, with a task's name."""
     data_dir: Path | None = None
@@ -385,7 +407,7 @@ class TasksConfig(BaseModel):
 
 
 def load_config(path: Path, model: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Reads a YAML file of training settings, for `train` or, with its model, for `plan`.
+    """Reads a YAML file of training settings, or a shipped one, for `train` or, with its model, for `plan`.
 
     Raises:
         ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
@@ -393,19 +415,22 @@ def load_config(path: Path, model: type[TrainConfig] = TrainConfig) -> TrainConf
     where = f"--config {path}"
     values = read_yaml(where, path)
     if "space" in values:
-        raise ConfigurationError(f"{where} describes a search: esper-ray tune {path}")
+        raise ConfigurationError(f"{where} describes a search: {pasteable('esper-ray', 'tune', path)}")
     require_known_keys(where, values, model)
-    return parse_config(where, {**values, "config": path}, model)
+    return parse_config(where, {**values, "config": _shipped_or(path)}, model)
 
 
 def read_yaml(where: str, path: Path) -> dict[str, Any]:
-    """Reads a YAML file of settings; `where` begins the message if that fails.
+    """Reads a YAML file of settings, or a shipped one by its name; `where` begins the message if that fails.
 
     Raises:
         ConfigurationError: it cannot be read, is not YAML, or holds no settings.
     """
+    file = _shipped_or(path)
+    if file == path and _is_name(path) and not path.exists():
+        raise ConfigurationError(f"{where} is neither a file nor a shipped one: {', '.join(shipped_files())}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigurationError(f"{where} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -413,6 +438,20 @@ def read_yaml(where: str, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigurationError(f"{where}: expected settings as KEY: VALUE, got {type(values).__name__}")
     return values
+
+
+def shipped_files() -> dict[str, Path]:
+    """Returns name → file of the shipped configurations and searches."""
+    return {file.stem: file for file in sorted(_SHIPPED.glob("*.yaml"))}
+
+
+def _shipped_or(path: Path) -> Path:
+    """Returns the shipped file of that name; any other path, and one where a file lies, as it is."""
+    return shipped_files().get(path.name, path) if _is_name(path) and not path.is_file() else path
+
+
+def _is_name(path: Path) -> bool:
+    return len(path.parts) == 1 and not path.suffix
 
 
 def parse_config(where: str, values: dict[str, Any], model: type[_Model]) -> _Model:

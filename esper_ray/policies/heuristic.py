@@ -7,6 +7,7 @@ from esper_ray.episode.env import Observation
 from esper_ray.episode.observation import POINTS_SCALE
 from esper_ray.lifecycle import SeedStage
 from esper_ray.models import registered_blueprints
+from esper_ray.seeding import forked_generators
 from esper_ray.tasks import TaskSpec, create_model
 
 _WATCHED = frozenset({SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.SHADOWING})
@@ -28,6 +29,7 @@ class HeuristicPolicy:
         self._settings = task.heuristic
         self._max_epochs = task.max_epochs
         self._actions = actions
+        self.action_names = actions.names
         self._index = ObservationTable(actions.blueprint_ids).index
         self._rotation = [name for name in rotation if name in actions.blueprint_ids]
         self.start_episode(0)
@@ -35,7 +37,9 @@ class HeuristicPolicy:
     @classmethod
     def of(cls, task: TaskSpec, actions: ActionTable) -> "HeuristicPolicy":
         """Returns the policy whose blueprints take turns in the order of their registration."""
-        return cls(task, actions, registered_blueprints(create_model(task).seed_slot.topology))
+        with forked_generators():
+            topology = create_model(task).seed_slot.topology
+        return cls(task, actions, registered_blueprints(topology))
 
     def start_episode(self, episode_seed: int) -> None:
         """Starts the rotation over and forgets the penalties."""

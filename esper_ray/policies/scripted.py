@@ -44,9 +44,13 @@ class SchedulePolicy:
         blueprint_id: what to germinate.
         germinate_at: completed epochs before germination, at least.
         fossilize_at: completed epochs before fossilizing, at least.
+
+    Raises:
+        ConfigurationError: the table lacks the blueprint.
     """
 
     def __init__(self, actions: ActionTable, blueprint_id: str, germinate_at: int = 0, fossilize_at: int = 0) -> None:
+        self.action_names = actions.names
         self._germinate = actions.germinate(blueprint_id)
         self._fossilize = actions.fossilize
         self._germinate_at = germinate_at
@@ -83,6 +87,7 @@ class ReplayPolicy:
     """
 
     def __init__(self, actions: ActionTable, decisions: Sequence[str]) -> None:
+        self.action_names = actions.names
         known = {name: action for action, name in enumerate(actions.names)}
         for name in decisions:
             if name not in known:
@@ -95,6 +100,12 @@ class ReplayPolicy:
         self._epoch = 0
 
     def act(self, observation: Observation) -> int:
-        """Returns the recorded action of this epoch."""
+        """Returns the recorded action of this epoch.
+
+        Raises:
+            ConfigurationError: no action was recorded for it.
+        """
+        if self._epoch == len(self._decisions):
+            raise ConfigurationError(f"{self._epoch} decisions are recorded, expected one for each epoch")
         self._epoch += 1
         return self._decisions[self._epoch - 1]

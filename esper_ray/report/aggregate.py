@@ -19,24 +19,27 @@ _GERMINATE = "GERMINATE_"
 
 
 def learning_curve(episodes: Sequence[Row]) -> list[Row]:
-    """Returns for each iteration the mean, the standard deviation's band and the percentiles of the kept accuracy."""
+    """Returns for each iteration the mean, the standard deviation's band and the percentiles of the kept accuracy.
+
+    The spread of a single episode is not known, and so left out.
+    """
     groups: dict[int, list[float]] = defaultdict(list)
     for row in episodes:
         if row["kept_val_accuracy"] is not None:
             groups[row["iteration"]].append(row["kept_val_accuracy"])
     curve = []
     for iteration, values in sorted(groups.items()):
-        mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        low, median, high = (float(value) for value in np.percentile(values, (10, 50, 90)))
-        curve.append(
-            {
-                "iteration": iteration,
-                "episodes": len(values),
-                **{"mean": _round(mean), "median": _round(median), "std": _round(spread)},
-                **{"low": _round(max(0.0, mean - spread)), "high": _round(min(100.0, mean + spread))},
+        mean, median = float(np.mean(values)), float(np.median(values))
+        row = {"iteration": iteration, "episodes": len(values), "mean": _round(mean), "median": _round(median)}
+        if len(values) > 1:
+            deviation = float(np.std(values, ddof=1))
+            low, high = (float(value) for value in np.percentile(values, (10, 90)))
+            row |= {
+                "std": _round(deviation),
+                **{"low": _round(max(0.0, mean - deviation)), "high": _round(min(100.0, mean + deviation))},
                 **{"p10": _round(low), "p90": _round(high)},
             }
-        )
+        curve.append(row)
     return curve
 
 
@@ -94,7 +97,7 @@ def action_shares(episodes: Sequence[Row], actions: Sequence[str], bins: Bins) -
 
 @dataclass
 class BlueprintScore:
-    """What became of the seeds of a blueprint.
+    """Counts of the outcomes of a blueprint's seeds.
 
     Attributes:
         dropped: alive at the end of the episode, so not kept.

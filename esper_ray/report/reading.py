@@ -1,17 +1,19 @@
-"""From a run folder or a search folder to what a report needs of it; both may still be written to."""
+"""Reads a run folder or a search folder for a report, also while it is being written."""
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, read_config, read_episodes, read_metrics
-from esper_ray.orchestration.tuning.search_folder import BEST, RANKING, is_search, read_experiment
+from esper_ray.orchestration.tuning.search_folder import BEST, RANKING, is_search, read_experiment, trial_folders
 
+_COMPARISON = re.compile(r"comparison(?:-of-\d+)?\.json")
 _WATCHED = ("config.json", "metrics.jsonl", "episodes.jsonl", "summary.json")
 _FEWEST_SECONDS_OF_STANDSTILL = 60.0
 _ITERATIONS_OF_STANDSTILL = 5.0
@@ -21,7 +23,7 @@ Row = dict[str, Any]
 
 @dataclass
 class RunData:
-    """What a run folder holds.
+    """The content of a run folder.
 
     Attributes:
         iterations: rows of metrics.jsonl, in order.
@@ -67,7 +69,7 @@ class RunData:
 
     @property
     def idle_gap_seconds(self) -> float:
-        """How long nothing may be written before the run seems to stand still."""
+        """Seconds without a write after which the run is shown as standing still."""
         ends = [row["seconds"] for row in self.iterations if isinstance(row.get("seconds"), float | int)]
         steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
         return max(_FEWEST_SECONDS_OF_STANDSTILL, _ITERATIONS_OF_STANDSTILL * (median(steps) if steps else 60.0))
@@ -83,7 +85,7 @@ class RunData:
 
 @dataclass
 class SearchData:
-    """What a search folder holds.
+    """The content of a search folder.
 
     Attributes:
         experiment: what was searched.
@@ -107,7 +109,7 @@ class SearchData:
 
     @property
     def metric(self) -> str:
-        """What settings are ranked by."""
+        """The metric that settings are ranked by."""
         return str((self.ranking or self.search).get("metric", "score"))
 
     @property
@@ -117,7 +119,7 @@ class SearchData:
 
     @property
     def idle_gap_seconds(self) -> float:
-        """How long nothing may be written before the search seems to stand still."""
+        """Seconds without a write after which the search is shown as standing still."""
         return max((run.idle_gap_seconds for run in self.trials.values()), default=_FEWEST_SECONDS_OF_STANDSTILL)
 
     @property
@@ -135,6 +137,8 @@ def require_readable(folder: Path) -> None:
     Raises:
         RunFolderError: it does not, or there is no such folder.
     """
+    if (refusal := no_permission(folder)) is not None:
+        raise RunFolderError(refusal)
     if not folder.exists():
         raise RunFolderError(f"there is no folder {folder}; name the folder of a run or of a search")
     if not folder.is_dir():
@@ -161,7 +165,7 @@ def load_run(folder: Path, with_episodes: bool = True) -> RunData:
             raise RunFolderError(f"{folder / 'episodes.jsonl'} was written by an earlier version; play the run again")
     comparisons = {
         str(path.relative_to(folder / HELD_OUT)): content
-        for path in sorted((folder / HELD_OUT).rglob("comparison*.json"))
+        for path in _comparison_files(folder)
         if (content := _json(path)) is not None and isinstance(content.get("controls"), dict)
     }
     return RunData(folder, config, iterations, episodes, _json(folder / "summary.json"), comparisons, _idle(folder))
@@ -175,7 +179,7 @@ def load_search(folder: Path) -> SearchData:
     """
     experiment = read_experiment(folder)
     trials, damaged = {}, {}
-    for path in sorted((folder / "trials").glob("*")):
+    for path in trial_folders(folder):
         if not is_run(path):
             continue  # its actors are still starting
         try:
@@ -188,11 +192,11 @@ def load_search(folder: Path) -> SearchData:
 
 
 def version_of(folder: Path) -> tuple[str, float]:
-    """Returns a text that changes whenever a file does that the report is made of, and seconds since one did."""
-    folders = [folder, *sorted((folder / "trials").glob("*"))] if is_search(folder) else [folder]
+    """Returns a text that changes with the report's files, and the seconds since the last change."""
+    folders = [folder, *trial_folders(folder)] if is_search(folder) else [folder]
     names = [path / name for path in folders for name in _WATCHED]
     names += [folder / name for name in ("experiment.json", RANKING, BEST)]
-    names += sorted((folder / HELD_OUT).rglob("comparison*.json"))
+    names += _comparison_files(folder)
     stamps, newest = [], 0.0
     for path in names:
         try:
@@ -203,6 +207,12 @@ def version_of(folder: Path) -> tuple[str, float]:
         newest = max(newest, stat.st_mtime)
     text = hashlib.sha256("|".join(stamps).encode()).hexdigest()[:16]
     return text, max(0.0, time.time() - newest) if newest else 0.0
+
+
+def _comparison_files(folder: Path) -> list[Path]:
+    """Returns what `esper-ray compare` wrote into a run folder; copies under other names are ignored."""
+    found = (folder / HELD_OUT).rglob("comparison*.json")
+    return sorted(path for path in found if _COMPARISON.fullmatch(path.name))
 
 
 def _rows(folder: Path, name: str, needed: tuple[str, ...]) -> list[Row]:

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.paired import TOO_FEW
 from esper_ray.report.palette import SEQUENCE, action_vars, legend, var
 from esper_ray.report.specs import (
     Chart,
@@ -61,10 +63,12 @@ def learning_chart(
         layers.append(rule_at(wait_only["mean"], var("baseline"), strokeDash=[6, 4]))
         legends += legend([(f"hosts that only waited, {wait_only['mean']:.1f} %", var("baseline"))], "dash")
     if evaluations:
-        for way, colour, shape in (("sampled", "second", "circle"), ("greedy", "third", "diamond")):
+        for way, colour, shape in (("sampled", "second", "circle"), ("median", "third", "diamond")):
             encoding = {**y, "field": way}
             layers += [dots(x, encoding, var(colour), "evaluations", shape=shape, size=70)]
-        legends += legend([("held-out hosts, sampled", var("second")), ("held-out hosts, greedy", var("third"))], "dot")
+        legends += legend(
+            [("held-out hosts, sampled", var("second")), ("held-out hosts, deterministic", var("third"))], "dot"
+        )
     layers.append(
         hover(
             "iteration",
@@ -269,7 +273,7 @@ def reward_chart(names: Sequence[str], rows: Sequence[Row], last: int, size: int
 def forest_chart(name: str, comparison: Mapping[str, Any]) -> Chart:
     """Returns the paired differences between the learned policy and each control, with their intervals."""
     x = quantitative("mean", "difference in the score of record, points", axis={"grid": True, "tickCount": 7})
-    ways = ["sampled", "greedy"]
+    ways = list(WAYS)
     place: Spec = {
         "y": {
             "field": "control",
@@ -303,7 +307,7 @@ def forest_chart(name: str, comparison: Mapping[str, Any]) -> Chart:
         "encoding": {**place, "x": x, "fill": colour, "shape": _by_name("way", ways, ["circle", "diamond"])},
     }
     entries = legend([("sampled actions", var("learned"))], "dot")
-    entries += legend([("likeliest action (greedy)", var("baseline"))], "diamond")
+    entries += legend([("deterministic, at the median waiting time", var("baseline"))], "diamond")
     spec: Spec = {"data": {"name": "rows"}, "layer": [zero, intervals, means]}
     height = 20 + 52 * len(comparison["controls"])
     data = {"rows": _differences(comparison)}
@@ -314,11 +318,12 @@ def _differences(comparison: Mapping[str, Any]) -> list[Row]:
     """Returns a row for each control and way of acting."""
     rows = []
     for control, entry in comparison["controls"].items():
-        for way, values in (("sampled", entry), ("greedy", entry.get("greedy"))):
+        for way, values in (("sampled", entry), ("median", entry.get("median"))):
             if values and values.get("difference"):
-                low, high = values["difference"]["ci95"]
                 place = {"control": f"− {control}", "way": way, "verdict": values.get("verdict", "")}
-                rows.append({**place, "mean": values["difference"]["mean"], "low": low, "high": high})
+                interval = values["difference"]["ci95"]
+                known = {} if values.get("verdict") == TOO_FEW else {"low": interval[0], "high": interval[1]}
+                rows.append({**place, "mean": values["difference"]["mean"], **known})
     return rows
 
 

@@ -1,11 +1,13 @@
-"""The page of a run."""
+"""The report page of a run."""
 
 import json
 from datetime import datetime
 from statistics import fmean
 from typing import Any
 
-from esper_ray.orchestration.run.metrics import mean_with_error
+from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.paired import FEWEST_HOSTS
+from esper_ray.orchestration.run.metrics import difference_interval, error_text, interval_text, mean_with_error
 from esper_ray.orchestration.run.run_result import LAST_SHARE
 from esper_ray.report import aggregate, run_charts
 from esper_ray.report.embedded import pack
@@ -18,7 +20,7 @@ Row = dict[str, Any]
 
 
 def run_page(run: RunData) -> Page:
-    """Returns the page of a run, of as much as there is of it."""
+    """Returns the page of a run, also of an unfinished one."""
     sections: list[Section] = []
     packed = ""
     if run.episodes:
@@ -72,26 +74,27 @@ def _tiles(run: RunData) -> list[Row]:
     kept = [row["kept_val_accuracy"] for row in run.episodes if row["kept_val_accuracy"] is not None]
     last = run.episodes[-max(1, round(LAST_SHARE * len(run.episodes))) :] if run.learns else run.episodes
     which = "the last fifth" if run.learns else "all episodes"
-    mean, error = mean_with_error(
-        [row["kept_val_accuracy"] for row in last if row["kept_val_accuracy"] is not None] or kept
-    )
+    learned = [row["kept_val_accuracy"] for row in last if row["kept_val_accuracy"] is not None] or kept
+    mean, error = mean_with_error(learned)
     summary = run.summary or {}
+    wait_only = summary.get("wait_only") or ()
     seconds = summary.get("seconds") or (run.iterations[-1].get("seconds") if run.iterations else None)
     epochs = summary.get("host_epochs") or (run.iterations[-1].get("host_epochs") if run.iterations else None)
     if epochs is None:
         epochs = sum(len(row["stages"]) for row in run.episodes)
     tiles: list[Row] = [
-        tile(f"kept validation accuracy, {which}", f"{mean:.1f} %", f"standard error {error:.1f}", "accent"),
+        tile(f"kept validation accuracy, {which}", f"{mean:.1f} %", error_text(error), "accent"),
     ]
     waited, difference = summary.get("kept_val_accuracy_of_wait_only"), summary.get("difference")
     if waited:
-        few = len(summary.get("wait_only") or ())
-        hosts = f"{few} host{'s' * (few != 1)}, standard error {waited[1]:.1f}"
+        few = len(wait_only)
+        hosts = f"{few} host{'s' * (few != 1)}, {error_text(waited[1] if few > 1 else None)}"
         tiles.append(tile("hosts that only waited", f"{waited[0]:.1f} %", hosts))
     if difference:
-        sign = "good" if difference[0] > 2 * difference[1] else "bad" if difference[0] < -2 * difference[1] else ""
+        interval = difference_interval(learned, wait_only) if wait_only else None
+        sign = "" if interval is None else "good" if interval[0] > 0 else "bad" if interval[1] < 0 else ""
         value = f"{difference[0]:+.1f}".replace("-", "−")
-        tiles.append(tile("difference, points", value, f"standard error {difference[1]:.1f}", sign))
+        tiles.append(tile("difference, points", value, interval_text(interval).replace("-", "−"), sign))
     fossilized = fmean(row["final_stage"] == "FOSSILIZED" for row in last)
     tiles += [
         tile(f"kept a seed, {which}", f"{100 * fossilized:.0f} %", "ended FOSSILIZED"),
@@ -142,7 +145,7 @@ def _learning(run: RunData) -> Section:
     if wait_only is None:
         lead += " The mean of the hosts that only waited appears when the run has ended."
     evaluations = [
-        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in ("sampled", "greedy")}}
+        {"iteration": row["iteration"], **{way: found[way]["kept_val_accuracy"] for way in WAYS if way in found}}
         for row in run.iterations
         if (found := row.get("evaluation"))
     ]
@@ -251,7 +254,8 @@ def _comparison(run: RunData) -> Section:
         "intervals. Right of the dashed line the learned policy scores higher; an interval across it shows no "
         "difference. The score is the kept test accuracy less a rent for added parameters."
     )
-    return Section("comparison", "Comparison with the controls", lead, charts, {"comparisons": found})
+    facts = {"comparisons": found, "fewest_hosts": FEWEST_HOSTS}
+    return Section("comparison", "Comparison with the controls", lead, charts, facts)
 
 
 def _how_to_repeat(run: RunData) -> str:

@@ -25,7 +25,9 @@ def ranking_chart(settings: Sequence[Row], metric: str) -> Chart:
     means = [
         {
             **{"label": s["label"], "value": s["mean"], "setting": s["text"]},
-            **{"low": s["mean"] - (s["std"] or 0), "high": s["mean"] + (s["std"] or 0), "std": s["std"]},
+            **(
+                {} if s["std"] is None else {"low": s["mean"] - s["std"], "high": s["mean"] + s["std"], "std": s["std"]}
+            ),
         }
         for s in shown
     ]

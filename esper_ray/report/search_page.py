@@ -1,22 +1,23 @@
-"""The page of a search with Ray Tune."""
+"""The report page of a search with Ray Tune."""
 
 from collections.abc import Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from esper_ray.orchestration.run.metrics import lookup
+from esper_ray.orchestration.run.metrics import lookup, standard_deviation
 from esper_ray.orchestration.tuning.ranking import TrialResult, describe, rank
 from esper_ray.report import search_charts
 from esper_ray.report.page import Page, Section
 from esper_ray.report.reading import RunData, SearchData
 from esper_ray.report.run_page import duration, made_with, tile
 from esper_ray.report.shell_command import shell_command
+from esper_ray.shell import pasteable
 
 Row = dict[str, Any]
 
 
 def search_page(search: SearchData) -> Page:
-    """Returns the page of a search, of as much as there is of it."""
+    """Returns the page of a search, also of an unfinished one."""
     settings = ranked_settings(search)
     sections: list[Section] = []
     if any(setting["curve"] for setting in settings):
@@ -88,8 +89,9 @@ def _curve(runs: Mapping[str, RunData], metric: str) -> list[Row]:
                 by_iteration.setdefault(row["iteration"], []).append(value)
     curve = []
     for iteration, values in sorted(by_iteration.items()):
-        mean, spread = fmean(values), stdev(values) if len(values) > 1 else 0.0
-        row = {"iteration": iteration, "mean": mean, "low": mean - spread, "high": mean + spread, "seeds": len(values)}
+        row = {"iteration": iteration, "mean": fmean(values), "seeds": len(values)}
+        if (deviation := standard_deviation(values)) is not None:
+            row |= {"low": row["mean"] - deviation, "high": row["mean"] + deviation}
         curve.append({name: round(value, 4) for name, value in row.items()})
     return curve
 
@@ -117,10 +119,11 @@ def _tiles(search: SearchData, settings: list[Row]) -> list[Row]:
     if not settings:
         return []
     best = settings[0]
-    spread = f"standard deviation {best['std']:.2f}" if best["std"] is not None else "one training seed"
+    known = best["std"] is not None
+    deviation = f"standard deviation {best['std']:.2f}" if known else "one training seed: standard deviation not known"
     episodes = sum(run.iterations[-1].get("episodes", 0) for run in search.trials.values() if run.iterations)
     tiles = [
-        tile(f"best {search.metric}", f"{best['mean']:.2f}", spread, "accent"),
+        tile(f"best {search.metric}", f"{best['mean']:.2f}", deviation, "accent"),
         tile("settings", str(len(settings)), f"{search.search.get('algorithm', 'random')} search"),
         tile("trials", str(len(search.trials)), f"{len(search.search.get('seeds') or [0])} training seeds"),
         tile("episodes", f"{episodes:,}", "all trials together"),
@@ -181,7 +184,7 @@ def _trials(search: SearchData, settings: list[Row]) -> Section:
                 "seed": run.command.get("seed"),
                 "iterations": len(run.iterations),
                 "of": run.config.get("iterations"),
-                "command": f"esper-ray report {search.folder}/trials/{name}",
+                "command": pasteable("esper-ray", "report", search.folder / "trials" / name),
             }
             for name, run in setting["runs"].items()
         ]

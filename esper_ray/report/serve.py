@@ -1,4 +1,4 @@
-"""Serves a report on this machine while its run goes on."""
+"""Serves a report on this machine and updates it while its run goes on."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ _NAMES = ("127.0.0.1", "localhost")
 
 
 class ReportServer:
-    """A web server on 127.0.0.1 that answers `/` with the report and `/version` with whether there is news.
+    """A web server on 127.0.0.1: `/` is the report, `/version` its version.
 
     Use it as a context manager.
 
@@ -52,7 +52,7 @@ class ReportServer:
 
     @property
     def url(self) -> str:
-        """Where the report is."""
+        """URL of the report."""
         return f"http://{_ADDRESS}:{self.port}/"
 
     def __enter__(self) -> Self:
@@ -133,4 +133,4 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # the page was closed or reloaded meanwhile
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: a poll every other second would bury the command line's own output."""
+        """Suppresses the request log, which would bury the command line's own output."""

@@ -11,13 +11,12 @@ from esper_ray.orchestration.config import HeuristicConfig, TrainConfig, TuneCon
 
 _MODELS: dict[str, type[BaseModel]] = {"train": TrainConfig, "heuristic": HeuristicConfig, "tune": TuneConfig}
 _POSITIONAL = {"tune": "file"}
-_REPEATED = ("plugin", "set", "logger")
 _OF_A_FILE = "config"
 """What a --config file said is among the recorded values already, so it need not be there any more."""
 
 
 def shell_command(command: Mapping[str, Any]) -> str:
-    """Returns the command line of what config.json or experiment.json records: only what differs from the defaults."""
+    """Returns the command line recorded in config.json or experiment.json, without default values."""
     name = str(command.get("name", "train"))
     model = _MODELS.get(name)
     words = ["esper-ray", name]
@@ -66,8 +65,7 @@ def _words(name: str, flag: str, value: Any) -> list[str]:
     if value is None or value is False:
         return []
     if isinstance(value, list | tuple):
-        texts = [str(part) for part in value]
-        return [word for text in texts for word in (flag, text)] if name in _REPEATED else [flag, *texts]
+        return [flag, *map(str, value)] if value else []
     return [flag, str(value)]
 
 

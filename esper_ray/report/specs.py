@@ -74,7 +74,7 @@ class Chart:
 
     @property
     def title(self) -> str:
-        """What is drawn, with its unit."""
+        """Title of the chart, with its unit."""
         return str(self.spec.get("title", {}).get("text", ""))
 
     @property
@@ -96,7 +96,7 @@ def _compile(spec: str) -> str:
 
 @lru_cache(maxsize=1)
 def vega_bundle() -> str:
-    """Returns JavaScript that puts `vegaEmbed`, Vega with what draws it into a page, on the window."""
+    """Returns the JavaScript bundle that defines `window.vegaEmbed`, including Vega."""
     code = vl_convert.javascript_bundle("window.vegaEmbed=vegaEmbed;").replace("</script", "<\\/script")
     return f"(function(){{{code}\n}})();"  # in a function: the bundle's own short names would be the window's otherwise
 

@@ -1,7 +1,8 @@
-"""From a folder to the report of what it holds."""
+"""Writes the report of a run folder or a search folder."""
 
 import os
-import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from esper_ray.errors import RunFolderError
@@ -37,7 +38,7 @@ def render(folder: Path, live: bool = False) -> str:
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
-    """Writes the report under another name, renames it, and returns where it lies.
+    """Writes the report atomically and returns its path.
 
     Args:
         out: unset: report.html in the folder.
@@ -54,14 +55,12 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise RunFolderError(f"{path} cannot be written: no permission in {path.parent}; name a file with --out")
     text = render(folder)
+    partial = path.with_name(f".report-{uuid.uuid4().hex}.writing")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".report-", suffix=".writing", delete=False
-        ) as file:
-            partial = Path(file.name)
-            file.write(text)
-        partial.chmod(0o644)
+        partial.write_text(text, encoding="utf-8")
         partial.rename(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RunFolderError(f"{path} cannot be written: {error.strerror}; name another file with --out") from None
     return path

@@ -1,10 +1,12 @@
 """From a task to a model and to loaders."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from esper_ray.data import (
     SPLIT_NAMES,
@@ -19,8 +21,12 @@ from esper_ray.data import (
 )
 from esper_ray.errors import ConfigurationError, DatasetError, unknown_name
 from esper_ray.models import MorphogeneticModel, build_host, registered_blueprints
-from esper_ray.seeding import Stream, derive_seed
+from esper_ray.models.blueprints import asks_for_causality
+from esper_ray.models.hosts import host_factory
+from esper_ray.models.probes import is_causal
+from esper_ray.seeding import Stream, derive_seed, forked_generators, seeded
 from esper_ray.tasks.registry import get_task_spec
+from esper_ray.tasks.settings import DataSettings, HostSettings
 from esper_ray.tasks.spec import TaskSpec
 from esper_ray.tasks.variety import every_host
 
@@ -36,25 +42,43 @@ def create_model(task: TaskSpec | str, device: str | torch.device = "cpu") -> Mo
     spec = get_task_spec(task) if isinstance(task, str) else task
     host = build_host(spec.host.kind, spec.input_shape, spec.classes, spec.host.options)
     lifecycle = spec.lifecycle.resolved(spec.max_epochs)
-    return MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last).to(device)
+    model = MorphogeneticModel(host, spec.host.slot, lifecycle, channels_last=spec.host.channels_last)
+    if spec.task_type == "lm" or asks_for_causality(model.seed_slot.topology):
+        structure = spec.host.model_dump_json(), spec.input_shape, spec.classes
+        model.seed_slot.causal = _is_causal(host_factory(spec.host.kind), *structure, spec.task_type == "lm")
+    return model.to(device)
 
 
-def require_sound(task: TaskSpec) -> None:
-    """Tries out every host of the task and every blueprint that it could grow, on one made-up sample on the CPU.
+@lru_cache
+def _is_causal(_factory: object, settings: str, input_shape: tuple[int, ...], classes: int, is_text: bool) -> bool:
+    """Builds such a host once, only to try it out; a kind of host may be defined anew under its name."""
+    host = HostSettings.model_validate_json(settings)
+    with seeded(0):
+        built = build_host(host.kind, input_shape, classes, host.options)
+    return is_causal(built, input_shape, classes if is_text else None)
+
+
+def require_sound(task: TaskSpec, inputs: Tensor | None = None) -> None:
+    """Tries out every host of the task and every blueprint that it could grow, on the CPU.
+
+    Args:
+        inputs: samples (N, …) as its loaders yield them; unset: one made-up sample, of tokens or floating-point values.
 
     Raises:
         ConfigurationError, LifecycleError: as `MorphogeneticModel.require_sound`; or `decisions.blueprints` names an
             unknown one.
     """
-    known = registered_blueprints(create_model(task).seed_slot.topology)
-    for name in task.decisions.blueprints or ():
-        if name not in known:
-            raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
     is_text = task.task_type == "lm"
-    sample = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
+    if inputs is None:
+        inputs = torch.zeros(1, *task.input_shape, dtype=torch.long if is_text else torch.float32)
     outputs = (1, *task.input_shape, task.classes) if is_text else (1, task.classes)
-    for drawn in every_host(task):
-        create_model(drawn).require_sound(sample, outputs)
+    with forked_generators():
+        known = registered_blueprints(create_model(task).seed_slot.topology)
+        for name in task.decisions.blueprints or ():
+            if name not in known:
+                raise ConfigurationError(f"decisions.blueprints: {unknown_name('blueprint', name, known)}")
+        for drawn in every_host(task):
+            create_model(drawn).require_sound(inputs[:1], outputs)
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
@@ -111,6 +135,7 @@ def prepare_data(task: TaskSpec, data_dir: Path | None = None) -> PreparedData:
 
     Raises:
         DatasetError: as `load_task_data`.
+        ConfigurationError: the source is of another kind than the task, or `data.mean` does not fit its channels.
     """
     source = get_source(task.data.source)
     if (source.kind == "text") != (task.task_type == "lm"):
@@ -127,7 +152,24 @@ def prepare_data(task: TaskSpec, data_dir: Path | None = None) -> PreparedData:
         )
     for split in SPLIT_NAMES:
         _require_fits(task, prepared, split)
-    return prepared
+    return _standardised(task.data, prepared)
+
+
+def _standardised(settings: DataSettings, prepared: PreparedData) -> PreparedData:
+    """Returns the prepared data with the mean and deviation that the task's settings say."""
+    if not settings.standardise:
+        return replace(prepared, mean=(), std=())
+    if settings.mean is None or settings.deviation is None:
+        return prepared
+    channels = prepared.split("train")[0].shape[1]
+    for name, values in {"mean": settings.mean, "deviation": settings.deviation}.items():
+        if len(values) not in (1, channels):
+            raise ConfigurationError(
+                f"data.{name} has {len(values)} values, but samples of {settings.source} have {channels} channels: "
+                "give one for each, or one for all"
+            )
+    mean, deviation = (values * (channels // len(values)) for values in (settings.mean, settings.deviation))
+    return replace(prepared, mean=mean, std=deviation)
 
 
 def _require_fits(task: TaskSpec, prepared: PreparedData, split: str) -> None:

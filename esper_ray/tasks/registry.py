@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from esper_ray.errors import ConfigurationError, unknown_name
+from esper_ray.errors import ConfigurationError, setting_error, unknown_name
 from esper_ray.models import host_options
+from esper_ray.plugins import is_redefinition
 from esper_ray.tasks.settings import HostSettings
 from esper_ray.tasks.spec import TaskSpec
 
@@ -21,23 +22,58 @@ _OPTION_PREFIX = "variety.options."
 """What follows is an option of the host."""
 
 
-def register_task(task: TaskSpec | Callable[[], TaskSpec]) -> TaskSpec:
-    """Adds a task under its name; also decorates a function that returns one.
+_WRONG: dict[str, str] = {}
+"""What is wrong with the tasks of functions that raised, by the names of the functions."""
+
+_FUNCTIONS: dict[str, Callable[[], TaskSpec]] = {}
+"""The functions that returned tasks, by the names of the tasks."""
+
+_Task = TypeVar("_Task", TaskSpec, Callable[[], TaskSpec])
+
+
+def register_task(task: _Task) -> _Task:
+    """Adds a task under its name; also decorates a function that returns one. Returns what it was given.
+
+    A function that raises does not keep a plugin's other tasks from being registered: the error is reported where the
+    task is listed or asked for, under the function's name.
 
     Raises:
-        ConfigurationError: the name is taken.
+        ConfigurationError: it is neither, or the name is taken by another task.
     """
-    if not isinstance(task, TaskSpec):
-        task = task()
-    if task.name in _TASKS and _TASKS[task.name] != task:
-        raise ConfigurationError(f"task '{task.name}' is already registered")
-    _TASKS[task.name] = task
+    if isinstance(task, TaskSpec):
+        _add(task)
+        return task
+    if not callable(task):
+        raise ConfigurationError(f"register_task takes a TaskSpec or a function that returns one, got {task!r}")
+    name = getattr(task, "__name__", repr(task))
+    _WRONG.pop(name, None)
+    try:
+        spec = task()
+        if not isinstance(spec, TaskSpec):
+            raise ConfigurationError(f"its function must return a TaskSpec, got {spec!r}")
+        _add(spec, task)
+    except ValidationError as error:
+        _WRONG[name] = setting_error(error)
+    except ConfigurationError as error:
+        _WRONG[name] = str(error)
+    except Exception as error:
+        _WRONG[name] = f"its function raises {type(error).__name__}: {' '.join(str(error).split())}"
     return task
 
 
+def _add(spec: TaskSpec, function: Callable[[], TaskSpec] | None = None) -> None:
+    known = _FUNCTIONS.get(spec.name)
+    redefines = known is not None and is_redefinition(known, function)
+    if spec.name in _TASKS and _TASKS[spec.name] != spec and not redefines:
+        raise ConfigurationError(f"task '{spec.name}' is already registered")
+    _TASKS[spec.name] = spec
+    if function is not None:
+        _FUNCTIONS[spec.name] = function
+
+
 def task_names() -> list[str]:
-    """Returns the names of all tasks, in the order of their registration."""
-    return list(_TASKS)
+    """Returns the names of all tasks, in the order of their registration, and those of functions that raised."""
+    return [*_TASKS, *(name for name in _WRONG if name not in _TASKS)]
 
 
 def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> TaskSpec:
@@ -46,8 +82,11 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     Raises:
         ConfigurationError: the task or a key is unknown (the nearest is named), or a value is out of range.
     """
+    if name not in _TASKS and name in _WRONG:
+        raise ConfigurationError(f"task '{name}' is wrong: {_WRONG[name]}")
     if name not in _TASKS:
-        raise ConfigurationError(unknown_name("task", name, _TASKS))
+        wrong = "".join(f"; task '{other}' is wrong: {reason}" for other, reason in _WRONG.items())
+        raise ConfigurationError(unknown_name("task", name, _TASKS) + wrong)
     values = _TASKS[name].model_dump()
     overrides = dict(overrides or {})
     kind = overrides.get("host.kind", values["host"]["kind"])
@@ -63,11 +102,7 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     try:
         task = TaskSpec.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":  # one of ours, which says everything
-            raise ConfigurationError(str(first["ctx"]["error"])) from None
-        where = ".".join(str(part) for part in first["loc"]) or name
-        raise ConfigurationError(f"task setting {where}={first['input']!r}: {first['msg']}") from None
+        raise ConfigurationError(setting_error(error)) from None
     _require_not_drawn(task, overrides)
     return task
 

@@ -57,6 +57,14 @@ class DataSettings(_Settings):
     """Samples per batch of validation and test; twice as many pass through the layers behind a blended seed."""
     augmentation: Literal["none", "crop_and_flip"] = "none"
     """Of training images. crop_and_flip: shift by up to 4 pixels, mirror every second one."""
+    standardise: bool = True
+    """Bring each channel of bytes (uint8) or floating-point inputs to mean 0 and deviation 1. Other integers, such as
+    token ids, stay as they are; false: all inputs do, and bytes are integers as well."""
+    mean: tuple[float, ...] | None = Field(None, min_length=1)
+    """Mean to standardise with instead of the training split's, as for pretrained weights: one per channel or one for
+    all, in the units of the stored values (of bytes 0 to 255). Integers are then standardised as well."""
+    deviation: tuple[float, ...] | None = Field(None, min_length=1)
+    """Standard deviation to go with `mean`."""
     sequence_length: int | None = Field(None, ge=1)
     """Tokens per sample of a text."""
     tokenizer: Literal["bytes", "gpt2", "auto"] = "bytes"
@@ -67,6 +75,16 @@ class DataSettings(_Settings):
     """Share of the training samples that a host sees; which ones follows from its seed."""
     label_noise: float = Field(0.0, ge=0, lt=1)
     """Share of those samples that carry a wrong label, drawn from the host's seed."""
+
+    @model_validator(mode="after")
+    def _mean_and_deviation_agree(self) -> "DataSettings":
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError("data.mean and data.deviation go together: give both, or neither")
+        if self.mean is not None and not self.standardise:
+            raise ValueError("data.mean is for standardising, which data.standardise=false turns off: leave one out")
+        if min(self.deviation or [1.0]) <= 0:
+            raise ValueError(f"data.deviation must be above 0, got {list(self.deviation or [])}")
+        return self
 
 
 class VarietySettings(_Settings):

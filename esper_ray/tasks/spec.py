@@ -70,6 +70,8 @@ class TaskSpec(BaseModel):
             raise ValueError(f"task {self.name} needs input_shape, and classes of at least 2")
         if self.task_type != "lm" and self.data.sequence_length is not None:
             raise ValueError("data.sequence_length is for texts; a task of type classification has none")
+        if self.task_type == "lm" and self.data.mean is not None:
+            raise ValueError("data.mean is for samples; a text has tokens, which stay as they are")
         if len(self.input_shape) != 3 and self.data.augmentation != "none":
             raise ValueError(f"data.augmentation={self.data.augmentation} is for images; use none")
         noise = self.data.label_noise + (self.variety.label_noise[1] if self.variety.enabled else 0.0)

@@ -1,7 +1,6 @@
 """Hosts that differ: from a task and a host seed to the task of one particular host."""
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from math import exp, log
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from esper_ray.models import build_host, host_options
+from esper_ray.models.hosts import host_factory
 from esper_ray.seeding import Stream, derive_seed, seeded
 from esper_ray.tasks.settings import HostSettings
 from esper_ray.tasks.spec import TaskSpec
@@ -81,11 +81,12 @@ def _host_with(task: TaskSpec, drawn: Mapping[str, Any]) -> HostSettings:
 
 
 def _injection_points(task: TaskSpec, host: HostSettings) -> list[str]:
-    return _points_of(host.kind, task.input_shape, task.classes, json.dumps(host.options, sort_keys=True))
+    return _points_of(host_factory(host.kind), host.model_dump_json(), task.input_shape, task.classes)
 
 
 @lru_cache
-def _points_of(kind: str, input_shape: tuple[int, ...], classes: int, options: str) -> list[str]:
-    """Builds such a host once, only to ask it."""
+def _points_of(_factory: object, settings: str, input_shape: tuple[int, ...], classes: int) -> list[str]:
+    """Builds such a host once, only to ask it; a kind of host may be defined anew under its name."""
+    host = HostSettings.model_validate_json(settings)
     with seeded(0):
-        return list(build_host(kind, input_shape, classes, json.loads(options)).injection_points)  # type: ignore[arg-type]
+        return list(build_host(host.kind, input_shape, classes, host.options).injection_points)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The work of several hosts done at the same time: as one network where their structure agrees."""
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
@@ -110,17 +111,18 @@ def _joined_seeds(works: Sequence[Work], kinds: Sequence[Hashable]) -> list[Join
 # --- what can be one network -----------------------------------------------------------------------------------------
 
 _JOINED: dict[Hashable, Any] = {}
-"""Networks that this process has joined, by what they consist of. Their weights are those of the last use."""
+"""Networks that a thread has joined, by thread and what they consist of. Their weights are those of the last use."""
 _MOST_JOINED = 256
 _CAN_BE_JOINED: dict[Hashable, bool] = {}
 
 
 def _joined(key: Hashable, build: Callable[[], _Module]) -> _Module:
-    if key not in _JOINED:
+    key = threading.get_ident(), key
+    module: _Module | None = _JOINED.get(key)
+    if module is None:
         if len(_JOINED) >= _MOST_JOINED:
             _JOINED.clear()
-        _JOINED[key] = build()
-    module: _Module = _JOINED[key]
+        module = _JOINED[key] = build()
     return module
 
 

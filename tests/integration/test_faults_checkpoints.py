@@ -20,11 +20,11 @@ from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.host_checkpoint import EpisodeSoFar, HostCheckpoints
 from esper_ray.orchestration.fleet.tickets import Ticket
 from esper_ray.orchestration.learner.learner_state import read_learner_state, require_fitting_optimizer
-from esper_ray.orchestration.learner.policy_network import load_policy
 from esper_ray.orchestration.run.checkpoint import read_manifest
 from esper_ray.orchestration.run.resume import find_resumption
 from esper_ray.orchestration.run.run_folder import checkpoints_of
 from esper_ray.orchestration.run.run_result import read_tally
+from esper_ray.policies.network import load_policy
 
 pytestmark = pytest.mark.faults
 

@@ -21,11 +21,11 @@ from esper_ray.orchestration.fleet.actor_envs import ActorEnvs, ActorSettings
 from esper_ray.orchestration.fleet.placement import Placement
 from esper_ray.orchestration.fleet.tickets import development_seeds, held_out_seeds
 from esper_ray.orchestration.learner.episode_ppo import EpisodePPO
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.learner.learner_config import Learning, build_config
 from esper_ray.orchestration.run import checkpoint as checkpoints
-from esper_ray.orchestration.run.checkpoint import held_out, read_manifest, write_manifest
-from esper_ray.policies import SchedulePolicy
+from esper_ray.orchestration.run.checkpoint import held_out, read_manifest
+from esper_ray.policies import LearnedPolicy, SchedulePolicy
+from esper_ray.policies.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("session_ray")
 
@@ -100,12 +100,12 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
         assert row["test_score"] == pytest.approx(row["kept_test_accuracy"] - doublings, rel=1e-6)
 
 
-@pytest.mark.parametrize("way", ["sampled", "greedy"])
+@pytest.mark.parametrize("way", ["sampled", "median"])
 def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
     trained: Path, tmp_path: Path, way: str
 ) -> None:
     out = tmp_path / "held_out"
-    greedy = ["--greedy"] * (way == "greedy")
+    greedy = ["--greedy"] * (way == "median")
     assert run(["evaluate", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *greedy]) == 0
     actor = ActorSettings(read_manifest(trained).task_spec())
     learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=4, seed=0)
@@ -140,8 +140,8 @@ def test_evaluations_during_training_play_held_out_hosts_that_no_report_uses(tra
     seeds = development_seeds(3)
     assert not set(seeds) & {*held_out_seeds(100), *read_manifest(trained).training_seeds()}
     env = MorphogenesisEnv(read_manifest(trained).task_spec())
-    for way in ("sampled", "greedy"):
-        policy = LearnedPolicy.from_checkpoint(trained, greedy=way == "greedy")
+    for way in ("sampled", "median"):
+        policy = LearnedPolicy.from_checkpoint(trained, way)
         records = [play_episode(env, policy, seed) for seed in seeds]
         expected = np.mean([record.kept_val_accuracy for record in records])
         assert found[way]["kept_val_accuracy"] == pytest.approx(expected, rel=1e-6)
@@ -173,7 +173,7 @@ def test_every_policy_plays_the_same_held_out_hosts_and_the_search_only_training
     assert training <= set(read_manifest(trained).training_seeds())
     assert not held & set(read_manifest(trained).training_seeds())
     digest = read_manifest(trained).digest
-    for name in ("wait", "random", "heuristic", f"sampled {digest}", f"greedy {digest}"):
+    for name in ("wait", "random", "heuristic", f"sampled {digest}", f"median {digest}"):
         assert sorted(seeds[name]) == sorted(held)
     assert all(set(of_policy) <= held for of_policy in seeds.values())
 
@@ -185,7 +185,7 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
     digest = read_manifest(trained).digest
-    for way, section in (("sampled", lambda c: c), ("greedy", lambda c: c["greedy"])):
+    for way, section in (("sampled", lambda c: c), ("median", lambda c: c["median"])):
         for control in ("wait", "random", "heuristic"):
             for measure, part in (("test_score", "difference"), ("kept_test_accuracy", "kept_test_accuracy")):
                 ours = [by_policy[f"{way} {digest}"][seed][measure] for seed in found["seeds"]]
@@ -210,7 +210,7 @@ def test_static_final_trains_from_scratch_what_the_policy_kept(trained: Path, co
     for row in rows(compared):
         by_policy.setdefault(row["policy"], {})[row["episode_seed"]] = row
     digest = read_manifest(trained).digest
-    learned = [item for way in ("sampled", "greedy") for item in by_policy[f"{way} {digest}"].items()]
+    learned = [item for way in ("sampled", "median") for item in by_policy[f"{way} {digest}"].items()]
     grown = [(seed, row) for seed, row in learned if row["kept_blueprint"]]
     assert grown, "choose another seed for the run: nothing was kept"
     for seed, row in grown:
@@ -266,8 +266,8 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     assert run(["compare", str(third), "--controls", "wait", "--episodes", "4", "--runners", "1"]) == 0
     assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
     found = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())
-    assert found["checkpoints"][str(third)]["greedy_by_host"] == found["greedy_by_host"]
-    for by_host in (found["by_host"], found["greedy_by_host"]):
+    assert found["checkpoints"][str(third)]["median_by_host"] == found["median_by_host"]
+    for by_host in (found["by_host"], found["median_by_host"]):
         kinds = [row for row in by_host if "blocks" in row["hosts"]]
         thirds = [row for row in by_host if "training data" in row["hosts"]]
         for groups in (kinds, thirds):

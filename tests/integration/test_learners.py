@@ -19,7 +19,8 @@ from esper_ray.orchestration.fleet.dispatch import SeriesTickets
 from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
 from esper_ray.orchestration.fleet.tickets import Ticket, assign_number
 from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
+from esper_ray.policies import LearnedPolicy
+from esper_ray.policies.network import load_policy
 
 pytestmark = pytest.mark.usefixtures("session_ray")
 
@@ -129,9 +130,10 @@ def test_a_policy_from_a_checkpoint_plays_an_actor_s_episodes_again(
         expected = rows(algorithm)
     finally:
         algorithm.stop()
-    learned = LearnedPolicy.from_checkpoint(tmp_path)
+    env = MorphogenesisEnv(TASK)
+    learned = LearnedPolicy(load_policy(tmp_path), env.action_table.names, env.observation_table.names)
     for row in expected:
-        again = play_episode(MorphogenesisEnv(TASK), learned, row["episode_seed"]).as_row()
+        again = play_episode(env, learned, row["episode_seed"]).as_row()
         assert {name: value for name, value in again.items() if name != "seconds"} == {
             name: value for name, value in row.items() if name not in ("runner", "number")
         }

@@ -145,7 +145,7 @@ def test_an_altered_value_of_an_epoch_is_the_first_difference(
         f"{now} now."
     )
     assert second.startswith(f"1 of {EPOCHS} epochs differ. Kept validation accuracy: ")
-    assert third == "Versions and CPU are as recorded; look for an altered row, other data or changed code."
+    assert third == "Versions, CPU and settings are as recorded; look for an altered row, other data or changed code."
 
 
 @pytest.mark.parametrize(

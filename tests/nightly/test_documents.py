@@ -1,41 +1,17 @@
-"""The pages about the three ways of use: every command and program in them is run as it stands."""
+"""The pages that show how to use it: every command and program in them is run as it stands."""
 
-import os
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-_SECONDS_OF_QUICK_SEARCH = 600
-"""The page promises four minutes on two cores that have nothing else to do."""
+from pages import blocks, run_in
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """Returns the code blocks of a page in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-def run_in(folder: Path, command: list[str]) -> str:
-    """Runs a command where a reader would: beside tune_configs, in this environment."""
-    if not (folder / "tune_configs").exists():
-        (folder / "tune_configs").symlink_to(ROOT / "tune_configs")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
-    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in blocks("command_line.md", "sh")]
+def test_the_commands_of_the_getting_started_page_run(tmp_path: Path) -> None:
+    commands = blocks("getting_started.md", "sh")
+    printed = [run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", block]) for block in commands]
     assert len(printed) == 6
     assert "Done after 4 of 4 iterations: 64 episodes" in printed[0]
     assert printed[4].startswith("Episode 64 of runs/first: all 25 epochs as recorded, to the last digit")
@@ -44,7 +20,6 @@ def test_the_commands_of_the_command_line_page_run(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "second" / "summary.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
@@ -54,34 +29,26 @@ def test_the_commands_of_the_fleet_page_run(tmp_path: Path) -> None:
     assert "Done after 1 of 1 iterations" in trained
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
-def test_the_commands_of_the_search_page_run_and_the_quick_search_is_quick(tmp_path: Path) -> None:
-    search, train, resume = blocks("search.md", "sh")
-    started = time.monotonic()
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", search])
-    assert time.monotonic() - started < _SECONDS_OF_QUICK_SEARCH
-    assert "Done after 1 of 1 iterations" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", train])
-    trials = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/tune-quick/trials/*/episodes.jsonl")}
-    assert len(trials) == 6
-    assert "Done: 6 finished" in run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", resume])
-    assert {path: path.stat().st_mtime_ns for path in trials} == trials
+def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Path) -> None:
+    (program,) = blocks("plugins.md", "python")
+    (commands,) = blocks("plugins.md", "sh")
+    (tmp_path / "wine.py").write_text(program)
+    printed = run_in(tmp_path, ["bash", "-euo", "pipefail", "-c", commands])
+    assert "GERMINATE_WIDE" in printed
+    assert "Done after 2 of 2 iterations" in printed
+    assert (tmp_path / "runs/wine/held_out/iteration_000002/comparison.json").exists()
 
 
-@pytest.mark.slow
+def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
+    for program in blocks("decision_problem.md", "python"):
+        assert run_in(tmp_path, [sys.executable, "-c", program])
+
+
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_the_program_of_the_notebooks_page_runs(tmp_path: Path) -> None:
     (program,) = blocks("notebooks.md", "python")
     printed = run_in(tmp_path, [sys.executable, "-c", program])
     assert "report.html" in printed
     assert "score of record" in printed
-    named = set(re.findall(r"`(\d\d_\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
-    assert named == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-
-
-def test_the_search_page_names_every_search_file() -> None:
-    page = (ROOT / "docs" / "search.md").read_text()
-    named = set(re.findall(r"^\| `(\w+\.yaml)`", page, re.MULTILINE)) - {"best.yaml"}
-    searches = {path.name for path in (ROOT / "tune_configs").glob("*.yaml") if "\nspace:" in path.read_text()}
-    assert named == searches

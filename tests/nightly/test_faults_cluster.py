@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import ray
+import shared_ray
 from clusters import CloudsTask, assert_unused, start_cluster, wait_for
 from driver import begun, ended, wait_until, whole_rows
 from learners import TASK, assert_same_weights, rows, weights
@@ -23,7 +24,7 @@ from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.plan import RunPlan
 from esper_ray.orchestration.run.train import train
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("no_ray")]
 
 ITERATIONS, EPISODES, RUNNERS = 5, 8, 4
 
@@ -31,6 +32,7 @@ ITERATIONS, EPISODES, RUNNERS = 5, 8, 4
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs; each test adds its machines."""
+    shared_ray.stop()
     cluster = start_cluster()
     try:
         yield cluster

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -49,7 +48,6 @@ def wait_for_moment(
         time.sleep(draw.uniform(0, 0.02))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_time(
@@ -84,7 +82,6 @@ def test_a_driver_that_is_killed_twenty_times_loses_an_iteration_at_most_each_ti
     assert half_written(out) == []
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_killed_before_its_first_checkpoint_then_interrupted_then_terminated_a_run_comes_to_the_same(
@@ -145,57 +142,3 @@ def test_whoever_dies_while_checkpoints_come_and_go_leaves_whole_ones(tmp_path: 
     assert seen == {".writ", ".remov"}, "the moments were badly chosen"
     with RunFolder(run, {}, keep_iterations=iteration_of(checkpoints_of(run)[-1])):
         assert half_written(run) == []
-
-
-# --- what cannot be resumed ---------------------------------------------------------------------------------------
-
-
-def drop_line(file: Path, number: int) -> None:
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(lines[:number] + lines[number + 1 :]))
-
-
-def test_a_run_that_is_over_cannot_go_on(undisturbed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "train", "--resume", undisturbed_run)
-    assert f"is over, after all {ITERATIONS} iterations" in said
-
-
-def test_what_is_no_training_run_cannot_be_resumed(killed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no run: config.json cannot be read" in refused(capsys, "train", "--resume", killed_run / "hosts")
-    assert "holds no run" in refused(capsys, "train", "--resume", killed_run / "nowhere")
-    config = json.loads((killed_run / "config.json").read_text())
-    for name in ("heuristic", None):
-        content = {**config, "command": {**config["command"], "name": name}}
-        (killed_run / "config.json").write_text(json.dumps(content))
-        assert "is no training run: only those can be resumed" in refused(capsys, "train", "--resume", killed_run)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", '{"command": "train", "device": "cpu"}', '{"command": {"name": "train"}, "device": "cpu"}'],
-)
-def test_a_damaged_configuration_cannot_be_resumed(
-    killed_run: Path, capsys: pytest.CaptureFixture[str], content: str
-) -> None:
-    (killed_run / "config.json").write_text(content)
-    refused(capsys, "train", "--resume", killed_run)
-
-
-def test_a_run_goes_on_with_the_settings_that_it_has(killed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in (["--seed", "3"], ["--runners", "2"], ["--ppo.clip", "0.1"], ["--set", "reward.rent=2"]):
-        assert "with --resume: a run goes on with the settings that it has" in refused(
-            capsys, "train", "--resume", killed_run, *flag
-        )
-
-
-@pytest.mark.parametrize("file", ["metrics.jsonl", "episodes.jsonl"])
-def test_a_run_that_lacks_a_row_cannot_go_on(killed_run: Path, capsys: pytest.CaptureFixture[str], file: str) -> None:
-    drop_line(killed_run / file, 7)
-    assert f"{file} lacks rows before iteration {ITERATIONS}" in refused(capsys, "train", "--resume", killed_run)
-
-
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_without_a_word(
-    killed_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(killed_run / "checkpoints")
-    assert "iterations that are over, and no checkpoint" in refused(capsys, "train", "--resume", killed_run)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from esper_ray.cli.main import run
 from esper_ray.episode import run_ppo_episode
 from esper_ray.lifecycle import SeedStage
@@ -10,6 +12,7 @@ from esper_ray.policies import WaitPolicy
 from esper_ray.tasks import get_task_spec
 
 
+@pytest.mark.usefixtures("nothing_left_behind")
 def test_growing_pays_on_real_digits(tmp_path: Path) -> None:
     """Even early on, the default task leaves wait-only hosts behind, and seeds travel the whole lifecycle."""
     out = tmp_path / "run"

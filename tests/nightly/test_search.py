@@ -30,8 +30,6 @@ from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_
 from esper_ray.orchestration.tuning.searchers import BoundedPBT
 from esper_ray.orchestration.tuning.trial import _await_unlocked
 
-pytestmark = pytest.mark.slow
-
 TRAIN: dict[str, Any] = {
     **{"task": "digits", "iterations": 3, "episodes_per_iteration": 4, "wait_only_episodes": 0, "max_epochs": 12},
     "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"],
@@ -59,9 +57,8 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def searched(folder: Path, **changes: Any) -> SearchResult:
-    """Searches on a Ray of two CPUs."""
-    with local_ray(num_cpus=2):
-        return run_search(TuneConfig(file=written(folder, **changes), out=folder / "out"), Silent())
+    """Searches on the Ray that runs."""
+    return run_search(TuneConfig(file=written(folder, **changes), out=folder / "out"), Silent())
 
 
 def rows(run_folder: Path, file: str = "episodes.jsonl") -> list[dict[str, Any]]:
@@ -119,15 +116,15 @@ def test_a_search_killed_after_half_of_it_goes_on_and_repeats_no_finished_trial(
 
     best = out / "best.yaml"
     (seed_0,) = [name for name in ranking["settings"][0]["trials"] if name.endswith("seed0")]
-    assert run(["train", "--config", str(best), "--out", str(tmp_path / "again")]) == 0
+    last = out / "trials" / seed_0 / "checkpoints" / "iteration_000003"
+    with local_ray():
+        assert run(["train", "--config", str(best), "--out", str(tmp_path / "again")]) == 0
+        assert run(["evaluate", str(last), "--episodes", "2", "--out", str(tmp_path / "held_out")]) == 0
     again, trial = played(tmp_path / "again"), played(out / "trials" / seed_0)
     assert [row["per_epoch"] for row in again] == [row["per_epoch"] for row in trial]
-    for checkpoint in (out / "trials" / seed_0 / "checkpoints").iterdir():
-        arguments = ["evaluate", str(checkpoint), "--episodes", "2", "--out", str(tmp_path / "held_out")]
-        assert run(arguments) == 0
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_asha_holds_trials_against_those_of_their_own_seed(tmp_path: Path) -> None:
     space = {"ppo.lr_start": {"grid": [0.001, 0.003]}}
     result = searched(tmp_path, space=space, scheduler={"kind": "asha", "grace_iterations": 1, "reduction": 2})
@@ -144,7 +141,7 @@ def test_asha_holds_trials_against_those_of_their_own_seed(tmp_path: Path) -> No
             assert trial.iterations < 3
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_pbt_learns_on_with_the_settings_that_it_changed(tmp_path: Path) -> None:
     train = {**TRAIN, "iterations": 4, "ppo": {"lr_end": 1.0e-4, "entropy_end": 0.0}}
     space = {"ppo.lr_start": {"loguniform": [1e-4, 1e-2]}, "ppo.entropy_start": {"uniform": [0.01, 0.1]}}
@@ -166,7 +163,7 @@ def test_pbt_learns_on_with_the_settings_that_it_changed(tmp_path: Path) -> None
     assert [len(entry.trials) for entry in result.ranking] == [1, 1]
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_on_to_its_end(tmp_path: Path) -> None:
     saving, arrived = tmp_path / "saving", tmp_path / "arrived"
 
@@ -208,17 +205,16 @@ def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_
         **{"time_attr": "training_iteration", "metric": "score", "mode": "max", "perturbation_interval": 2},
         **{"hyperparam_mutations": {"value": [0.0, 1.0]}, "quantile_fraction": 0.5, "synch": True, "log_config": False},
     )
-    with local_ray(num_cpus=2):
-        found = tune.Tuner(
-            Meeting,
-            param_space={"seed": tune.grid_search([0, 1]), "value": tune.sample_from(lambda spec: spec.config.seed)},
-            tune_config=tune.TuneConfig(scheduler=pbt),
-            run_config=tune.RunConfig(
-                storage_path=str(tmp_path),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-                verbose=0,
-            ),
-        ).fit()
+    found = tune.Tuner(
+        Meeting,
+        param_space={"seed": tune.grid_search([0, 1]), "value": tune.sample_from(lambda spec: spec.config.seed)},
+        tune_config=tune.TuneConfig(scheduler=pbt),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            verbose=0,
+        ),
+    ).fit()
     assert was_saving == [True]
     assert [trial.metrics["training_iteration"] for trial in found] == [4, 4]
 
@@ -235,7 +231,7 @@ def test_a_trial_s_next_actor_waits_until_the_one_before_has_let_go_of_its_folde
     ending.join()
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_optuna_tries_every_suggestion_with_every_seed(tmp_path: Path) -> None:
     space = {"ppo.lr_start": {"loguniform": [1e-4, 1e-2]}, "ppo.update_epochs": {"randint": [1, 2]}}
     train = {**TRAIN, "iterations": 1}
@@ -246,7 +242,7 @@ def test_optuna_tries_every_suggestion_with_every_seed(tmp_path: Path) -> None:
         assert entry.complete
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_a_stop_rule_ends_a_trial_that_counts_as_finished_and_one_that_fails_is_named(tmp_path: Path) -> None:
     result = searched(tmp_path, stop={"iteration": 2}, seeds=[0])
     assert [(trial.iterations, trial.status) for trial in result.trials] == [(2, "finished"), (2, "finished")]
@@ -260,14 +256,13 @@ def test_a_stop_rule_ends_a_trial_that_counts_as_finished_and_one_that_fails_is_
             (plan.folder / "trials" / "00001_seed0").write_text("in the way")
 
     file = written(tmp_path, seeds=[0], train={**TRAIN, "iterations": 1})
-    with local_ray(num_cpus=2):
-        failing = run_search(TuneConfig(file=file, out=tmp_path / "second"), Blocking())
+    failing = run_search(TuneConfig(file=file, out=tmp_path / "second"), Blocking())
     assert [trial.status for trial in failing.trials] == ["finished", "failed"]
     assert "cannot be written" in failing.failed[0].failure
     assert len(failing.ranking) == 1
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_a_trial_finds_data_that_is_named_from_where_the_search_began(tmp_path: Path) -> None:
     write_cifar_archive(tmp_path, cifar_batches())
     few = [
@@ -316,23 +311,23 @@ def test_trials_and_runs_are_logged_to_mlflow_and_wandb(
     assert "--logger wandb needs a login" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.usefixtures("session_ray", "own_folder")
 def test_a_search_that_does_not_fit_is_refused_with_what_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with local_ray(num_cpus=2):
-        for changes, flags, message in (
-            ({"train": {**TRAIN, "runners": 3}}, [], "use train.runners 2 at most"),
-            ({}, ["--max-concurrent", "3"], "use --max-concurrent 2 at most"),
-            ({"train": {**TRAIN, "runners": 2}}, ["--max-concurrent", "2"], "use --max-concurrent 1 at most"),
-        ):
-            assert run(["tune", str(written(tmp_path, **changes)), "--out", "out", *flags]) == 2  # type: ignore[arg-type]
-            error = capsys.readouterr().err
-            assert message in error
-            assert error.count("\n") == 1
-            assert not Path("out").exists()
+    for changes, flags, message in (
+        ({"train": {**TRAIN, "runners": 5}}, [], "use train.runners 4 at most"),
+        ({}, ["--max-concurrent", "5"], "use --max-concurrent 4 at most"),
+        ({"train": {**TRAIN, "runners": 4}}, ["--max-concurrent", "2"], "use --max-concurrent 1 at most"),
+    ):
+        assert run(["tune", str(written(tmp_path, **changes)), "--out", "out", *flags]) == 2  # type: ignore[arg-type]
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert not Path("out").exists()
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_trials_share_the_cpus_and_gpus_of_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
     cluster.add_node(num_cpus=4, num_gpus=1)

@@ -1,8 +1,17 @@
 """A plugin of the smallest kind, as a file; tests make it sound, faulty, slow or talkative."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from textwrap import dedent, indent
+
+import pytest
+
+from esper_ray.data import source
+from esper_ray.models import blueprints, hosts
+from esper_ray.tasks import registry
 
 PLUGIN = '''
 """A host, a blueprint, a data set and a task, all called {name}."""
@@ -80,3 +89,23 @@ def write_plugin(folder: Path, **changes: str) -> str:
     parts |= {part: indent(dedent(text), " " * levels.get(part, 0)) for part, text in changes.items()}
     (folder / f"{name}.py").write_text(PLUGIN.format(name=name, **parts))
     return name
+
+
+@contextmanager
+def own_registries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Works in `folder`; afterwards nothing is registered or imported that was not before."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    registries = {
+        registry: ("_TASKS", "_WRONG", "_FUNCTIONS"),
+        hosts: ("_FACTORIES", "_OPTIONS"),
+        blueprints: ("_REGISTRY",),
+    }
+    for module, names in {**registries, source: ("_SOURCES",)}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

@@ -105,7 +105,7 @@ def test_steps_without_a_choice_can_be_left_out_and_no_number_changes(case: str,
             action = env.action_table.names.index(record.epochs[env.run.epoch].decision)
             observation, reward, terminated, _, info = env.step(action)
             rewards.append(reward)
-        assert numbers(info["episode"]) == numbers(record)
+        assert numbers(info["record"]) == numbers(record)
         assert len(record.epochs) == task.max_epochs > len(rewards)
         assert sum(rewards) == pytest.approx(sum(discount**t * epoch.reward for t, epoch in enumerate(record.epochs)))
         assert legal == [1] if case == "no_choice" else min(legal) > 1
@@ -240,7 +240,7 @@ def test_a_host_can_start_with_a_seed_as_a_part_of_it(fast_task: TaskSpec, share
     for _ in range(fast_task.max_epochs):
         masks.append(np.flatnonzero(observation["action_mask"]).tolist())
         observation, *_, info = env.step(0)
-    record = info["episode"]
+    record = info["record"]
     assert masks == [[0]] * fast_task.max_epochs
     assert not any(torch.equal(old, new) for old, new in zip(start, parts, strict=True))
     assert (record.kept_blueprint, record.added_parameters) == ("conv_light", sum(part.numel() for part in parts))

@@ -1,6 +1,7 @@
 """Data sets: read as published, prepared once, cut into batches."""
 
 import gzip
+import os
 import struct
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -129,6 +130,8 @@ def test_new_files_are_not_mistaken_for_old_ones(small_fashion: Path) -> None:
     after = prepare(get_source("fashion_mnist"), small_fashion)
     assert after.folder != before.folder
     assert after.split("test")[0].unique().tolist() == [9]
+    os.utime(small_fashion / "t10k-images-idx3-ubyte.gz", (0, 0))  # another file, though of the same size
+    assert prepare(get_source("fashion_mnist"), small_fashion).folder not in (before.folder, after.folder)
 
 
 def test_batches_are_normalised_and_cover_each_sample_once() -> None:

@@ -1,6 +1,7 @@
 """Stages, transitions, gates, alpha: no tensors."""
 
 import itertools
+import math
 
 import pytest
 
@@ -83,6 +84,12 @@ def test_alpha_is_zero_before_the_ramp_one_at_its_end_and_rises_in_between() -> 
     assert ramp[-2:] == [1.0, 1.0]
     assert all(before < after for before, after in itertools.pairwise(ramp[1:7]))
     assert blending_alpha(2, 4) == 0.5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_alpha_is_the_sigmoid_of_the_steps_from_the_middle_of_the_ramp(temperature: float) -> None:
+    ramp = [blending_alpha(step, 5, temperature) for step in range(1, 5)]
+    assert ramp == pytest.approx([1 / (1 + math.exp((2.5 - step) / temperature)) for step in range(1, 5)])
 
 
 def test_the_gradient_ratio_starts_at_its_first_value_and_remembers() -> None:

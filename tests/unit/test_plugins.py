@@ -92,7 +92,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
         ({"data": "splits['validation'] = (points[:0], labels[:0])"}, "the validation split of {name} is empty"),
         ({"data": "del splits['test']"}, "{name} has no split test"),
         ({"data": "raise OSError('the disk is on fire')"}, "{name} cannot be read: OSError: the disk is on fire"),
-        ({"task": "host_optimizer=OptimizerSettings(kind='adamw'),"}, "does not import: ValidationError"),
+        ({"task": "host_optimizer=OptimizerSettings(kind='adamw'),"}, "must be of one kind: a fossilized seed changes"),
         (
             {"more_host": "def __init__(self, input_shape, classes, *, width): pass"},
             "needs an annotation and a default",

@@ -19,7 +19,7 @@ def test_a_command_says_only_what_differs_from_the_defaults() -> None:
     changed = config.model_copy(update={"ppo": config.ppo.model_copy(update={"hidden": (32, 32), "lr_start": 0.002})})
     command = shell_command({"name": "train", **changed.model_dump(mode="json")})
     assert command == (
-        "esper-ray train --task pydoc --plugin mine --host-variety --set 'a=[1, 2]' --set b=2 --seed 3 "
+        "esper-ray train --task pydoc --plugin mine --host-variety --set 'a=[1, 2]' b=2 --seed 3 "
         "--ppo.lr-start 0.002 --ppo.hidden 32 32"
     )
     assert _parse(shlex.split(command)[1:]) == changed

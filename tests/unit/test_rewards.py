@@ -481,7 +481,7 @@ def test_gain_counts_the_progress_of_a_seed_from_the_most_that_could_have_been_k
     actions, counts, germinations = env.action_table, env.task.reward, 0
     observation, _ = env.reset(seed=2)
     info: dict[str, Any] = {"stage": "DORMANT"}
-    while "episode" not in info:
+    while "record" not in info:
         legal, action = observation["action_mask"], 0
         if legal[actions.germinate("conv_heavy")]:
             action, germinations = actions.germinate("conv_heavy"), germinations + 1
@@ -489,7 +489,7 @@ def test_gain_counts_the_progress_of_a_seed_from_the_most_that_could_have_been_k
             wanted = actions.cull if germinations == 1 else actions.fossilize
             action = wanted if legal[wanted] else 0
         observation, _, _, _, info = env.step(action)
-    record: EpisodeRecord = info["episode"]
+    record: EpisodeRecord = info["record"]
     crash = from_accuracy = best_kept = attributed = 0.0
     for number, epoch in enumerate(record.epochs, start=1):
         if epoch.decision.startswith("GERMINATE"):

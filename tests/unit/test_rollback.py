@@ -143,7 +143,7 @@ def play_on(env: MorphogenesisEnv, first: int = 0) -> EpisodeRecord:
         assert isfinite(reward)
         action = 0
         if terminated:
-            record: EpisodeRecord = info["episode"]
+            record: EpisodeRecord = info["record"]
             return record
 
 
@@ -376,7 +376,7 @@ def test_the_penalty_is_in_the_reward_of_the_step_in_every_mode(mode: str, skip_
         while not terminated:
             _, reward, terminated, _, info = env.step(0)
             rewards.append(reward)
-        record = info["episode"]
+        record = info["record"]
         assert [epoch.rolled_back for epoch in record.epochs] == [Failure.NON_FINITE.value] * task.max_epochs
         assert {epoch.reward_components["governor"] for epoch in record.epochs} == {-penalty * task.reward.factor}
         assert len(rewards) == (9 if skip_forced_waits else 12)

@@ -145,7 +145,7 @@ def test_metrics_are_means_and_counts_over_the_episodes(records: list[EpisodeRec
 def test_the_standard_error_is_that_of_the_mean() -> None:
     mean, error = mean_with_error([1.0, 2.0, 3.0, 4.0])
     assert (mean, error) == (2.5, pytest.approx(1.2909944 / 2))
-    assert mean_with_error([7.0]) == (7.0, 0.0)
+    assert mean_with_error([7.0]) == (7.0, None)
 
 
 def test_rows_are_strict_json_even_if_a_number_is_not(tmp_path: Path, records: list[EpisodeRecord]) -> None:

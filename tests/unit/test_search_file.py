@@ -78,7 +78,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown stop key": ({"stop": {"iterations": 3}}, "stop: unknown metric 'iterations': did you mean 'iteration'?"),
     "unknown mode": ({"mode": "maximum"}, "mode: Input should be 'max' or 'min'"),
     "a metric that is not measured": (
-        {"metric": "evaluation.greedy.score"},
+        {"metric": "evaluation.median.score"},
         "it must be 1, or a divisor of train.iterations",
     ),
     "a key that a flag stands for": ({"space": {"set.reward.mode": {"grid": ["gain"]}}}, "use space.reward"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esper_ray import __version__
 from esper_ray.orchestration.config import TrainConfig, load_config
 from esper_ray.orchestration.tuning.search_file import load_search
 from esper_ray.tasks import get_task_spec, require_sound
@@ -45,3 +46,9 @@ def test_the_digits_configuration_is_the_default_job() -> None:
     task = get_task_spec("digits")
     assert config.episodes_per_iteration == task.episodes_per_iteration
     assert get_task_spec(config.task, config.task_overrides()) == task
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == __version__
+    assert citation["license"] == "MIT"

@@ -78,6 +78,12 @@ def test_draws_reach_every_value_and_slot_and_stay_within_the_ranges() -> None:
     assert changed == {"host", "host_optimizer", "data", "variety"}
 
 
+def test_learning_rates_are_drawn_on_a_logarithmic_scale() -> None:
+    drawn = [draw_host(varied(**{"variety.lr_factor": (0.01, 100.0)}), seed).host_optimizer.lr for seed in SEEDS]
+    usual = varied().host_optimizer.lr
+    assert 0.4 < sum(lr < usual for lr in drawn) / len(drawn) < 0.6
+
+
 def test_options_that_belong_together_are_drawn_together_and_single_ones_win() -> None:
     hosts = [{"blocks": 1, "base_channels": 8}, {"blocks": 2, "base_channels": 2}, {"blocks": 2}]
     task = varied(variety__hosts=hosts)

@@ -89,7 +89,7 @@ def _unpacked(archive: Path) -> Iterator[tuple[str, bytes]]:
                 if content is not None:
                     yield name, content.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DatasetError(f"{archive} is truncated or altered: {error}; fetch it again") from error
+        raise DatasetError.altered(archive, error) from error
 
 
 def _read_batch(name: str, content: bytes, where: str) -> Split:

@@ -1,1 +1,1 @@
-"""The actors: where they sit, what they play, and what happens when one is lost."""
+"""The actors: their placement, the episodes that they play, and the replacement of lost ones."""

@@ -28,7 +28,7 @@ _HOST, _DATA = "host", "data"
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """What an actor is told about its environment.
+    """Settings of an actor's environments.
 
     Attributes:
         data_dir: folder of the data set on the actors' machines.
@@ -69,7 +69,7 @@ class ActorEnv(MorphogenesisEnv):
 
     The device is the one that Ray assigned. The seeds are those of the environment's present ticket: the seed that
     RLlib would pass depends on how often the actor was restarted. Each `info` holds the seed that the next action is
-    sampled with, see `SeededActions`.
+    sampled with, see `ChosenActions`.
 
     Args:
         context: as `ActorSettings.as_env_config` returns it.
@@ -99,7 +99,7 @@ class ActorEnv(MorphogenesisEnv):
     def reset_steps(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> Steps[tuple[Observation, dict[str, Any]]]:
-        """Starts a fresh host as the present ticket says, or goes on with one that a lost actor left.
+        """Coroutine version of `reset`: starts the host of the present ticket, or resumes one that a lost actor saved.
 
         `seed` is RLlib's and is not used.
         """
@@ -112,7 +112,7 @@ class ActorEnv(MorphogenesisEnv):
         return observation, {**info, DECISION_SEED: self._decision_seed(self.run.epoch if left is None else 0)}
 
     def step_steps(self, action: np.int64 | int) -> Steps[StepResult]:
-        """Steps, reports, and says what the next decision's seed is. What a lost actor left is shown again first.
+        """Coroutine version of `step`: also reports progress and the next decision's seed; replays saved steps first.
 
         Raises:
             OtherDecisionError: the policy decides otherwise than it did then.
@@ -126,7 +126,7 @@ class ActorEnv(MorphogenesisEnv):
                 assert self._so_far.state is not None
                 self.restore(self._so_far.state)
                 self._saved_epoch = self.run.epoch
-            self._legal.mask = result[0]["action_mask"]
+            self._legal.mask = result[0]["action_mask"].copy()
         else:
             result = yield from super().step_steps(action)
             self._write_down(int(action), result)
@@ -136,8 +136,11 @@ class ActorEnv(MorphogenesisEnv):
         info[DECISION_SEED] = self._decision_seed(info["epoch"])
         return result
 
+    def _on_epoch(self) -> None:
+        self._reporter.heartbeat()
+
     def _write_down(self, action: int, result: Any) -> None:
-        """Adds a step to what there is of the episode, and saves it when it is time."""
+        """Records a step, and saves the episode in progress when a save is due."""
         if self._checkpoints is None:
             return
         self._so_far.steps.append((action, result))
@@ -148,7 +151,7 @@ class ActorEnv(MorphogenesisEnv):
             self._checkpoints.write(self._so_far)
 
     def start_over(self) -> None:
-        """Forgets what a lost actor left of the present episode."""
+        """Deletes the saved progress of the present episode."""
         assert self._checkpoints is not None
         self._checkpoints.remove(self.ticket)
 

@@ -1,27 +1,30 @@
-"""Starting a local Ray for the length of a run, and leaving nothing of it behind."""
+"""Starts a local Ray for the duration of a run and removes all of it afterwards, or joins a cluster."""
 
 import logging
 import os
+import re
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import esper_ray
 from esper_ray.errors import ConfigurationError, EsperError, PlacementError
+from esper_ray.orchestration.fleet.local_session import make_session_folder, session_environment
 from esper_ray.orchestration.fleet.session_guard import guarded
 from esper_ray.plugins import load_plugins, shipped_paths
 
 _SECONDS_TO_ANSWER = 5.0
 _SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """Of HTTP/2, an empty one: the kind of a frame is its fourth byte."""
+_TOOK_TOO_LONG = re.compile(r"timed? ?out|took too long|overloaded", re.IGNORECASE)
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,7 +35,7 @@ _QUIET = {
 
 @contextmanager
 def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
-    """Joins the Ray cluster at `address` for the length of a run, or starts a local Ray if there is none given.
+    """Joins the Ray cluster at `address` for the duration of a run, or starts a local Ray if no address is given.
 
     A cluster gets this package's source and the plugins'; what they import must be installed there.
 
@@ -46,7 +49,9 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
     quiet_logging()
     if ray.is_initialized():
         raise ConfigurationError("this process is connected to a Ray already, and plays there; leave out --address")
-    _require_answer(address)
+    named = os.environ.get("RAY_ADDRESS") or "auto" if address == "auto" else address
+    _require_answer(named)
+    _require_accepted(named)
     package = str(Path(esper_ray.__file__).parent)
     try:
         with _without_stderr():
@@ -58,6 +63,8 @@ def ray_for(address: str | None, plugins: Sequence[str] = ()) -> Iterator[None]:
             )
     except RuntimeEnvSetupError as error:
         raise ConfigurationError(f"the code cannot be sent to the cluster: {' '.join(str(error).split())}") from error
+    except AuthenticationError as error:
+        raise _refused(address) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigurationError(f"--address {address}: no Ray cluster answers there ({_first_line(error)})") from error
     try:
@@ -74,8 +81,6 @@ def _require_answer(address: str) -> None:
         ConfigurationError: it is no HOST:PORT, or nobody answers there as Ray would.
     """
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or "auto"
-    if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or "://" in address:
@@ -89,8 +94,32 @@ def _require_answer(address: str) -> None:
         raise ConfigurationError(f"--address {address}: what answers there is no Ray cluster")
 
 
+def _require_accepted(address: str) -> None:
+    """Refuses a cluster that does not take this user's token, if any; Ray itself would try for half a minute.
+
+    Raises:
+        ConfigurationError: the token is missing, or another one.
+    """
+    if address == "auto":
+        return
+    try:
+        with _without_stderr():
+            GcsClient(address=address)
+    except AuthenticationError as error:
+        raise _refused(address) from error
+    except (RayError, RuntimeError, ValueError):  # that no cluster answers is said by who connects to it
+        return
+
+
+def _refused(address: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"--address {address}: the cluster refuses this user's token, or the lack of one; set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN_PATH to a file with the cluster's token, by default ~/.ray/auth_token of who started it"
+    )
+
+
 def _speaks_http2(connection: socket.socket) -> bool:
-    """Whether the other side greets as RFC 9113, section 3.4, has it, as every gRPC server does and so Ray's."""
+    """Returns whether the server sends HTTP/2 SETTINGS first (RFC 9113, section 3.4), as every gRPC server does."""
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True  # the greeting is encrypted
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS_FRAME)
@@ -124,7 +153,7 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
             them, or have been started with `plugin_environment`.
 
     Raises:
-        ConfigurationError: a plugin does not import inside Ray.
+        ConfigurationError: a plugin does not import inside Ray, or there is no folder that Ray's sockets fit into.
         PlacementError: Ray does not start, as on a machine that has too much to do.
     """
     if ray.is_initialized():
@@ -132,8 +161,8 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         yield
         return
     quiet_logging()
-    session = Path(tempfile.mkdtemp(prefix="esper-")).resolve()
-    with guarded(session), _temporary_files_in(session):
+    session = make_session_folder()
+    with guarded(session), session_environment(session):
         try:
             _start(session, num_cpus, num_gpus, plugins)
             _require_importable(plugins)
@@ -141,19 +170,6 @@ def local_ray(num_cpus: int | None = None, num_gpus: int | None = None, plugins:
         finally:
             ray.shutdown()
             shutil.rmtree(session, ignore_errors=True)
-
-
-@contextmanager
-def _temporary_files_in(session: Path) -> Iterator[None]:
-    """Has Ray Tune's lock files lie where the rest of the session does, and not stay for good."""
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(session)
-    try:
-        yield
-    finally:
-        del os.environ["RAY_TMPDIR"]
-        if before is not None:
-            os.environ["RAY_TMPDIR"] = before
 
 
 def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: Sequence[str]) -> None:
@@ -172,9 +188,9 @@ def _start(session: Path, num_cpus: int | None, num_gpus: int | None, plugins: S
     except RuntimeEnvSetupError as error:
         raise ConfigurationError(f"the plugins cannot be sent to the actors: {' '.join(str(error).split())}") from error
     except Exception as error:  # Ray raises a bare one where its daemons take too long
-        raise PlacementError(
-            f"Ray could not be started: {' '.join(str(error).split())} Try again when this machine has less to do"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "; try again when this machine has less to do" if _TOOK_TOO_LONG.search(reason) else ""
+        raise PlacementError(f"Ray could not be started: {reason.rstrip('.')}{advice}") from error
 
 
 def plugin_environment(plugins: Sequence[str]) -> dict[str, Any] | None:
@@ -218,7 +234,7 @@ def _machines() -> list[str]:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Drops what Ray's C++ part writes to the process's standard error; its failures raise all the same."""
+    """Discards the output of Ray's C++ part to standard error; its failures still raise."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

@@ -1,11 +1,11 @@
-"""Who plays what: hands tickets to actors, notices the actors that die, hang or fail, and has every ticket played."""
+"""Assigns tickets to actors, detects actors that die, hang or fail, and makes sure that every ticket is played."""
 
 import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import ray
@@ -15,23 +15,25 @@ from ray.exceptions import RayError
 from esper_ray.errors import EpisodeFailedError
 from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.progress import silent_seconds
 from esper_ray.orchestration.fleet.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 
 _MAX_LOSSES_PER_TICKET = 3
-_RETURN_SECONDS = 120.0
-"""Longest wait while no actor at all is there: importing torch and Ray takes a while on a loaded machine."""
+_RETURN_SECONDS = 600.0
+"""Longest wait while no actor at all is there: importing torch and Ray takes minutes on a machine with too much to do.
+"""
 _SECONDS_BETWEEN_PROBES = 0.5
 
 CAUSES = ("died", "raised", "hung")
-"""Why an actor can be lost: its process or machine died, its episode raised, or it took too long."""
+"""Why an actor can be lost: its process or machine died, its episode raised, or it finished no epoch for too long."""
 
 Start = Callable[[ActorHandle, Sequence[Ticket]], ray.ObjectRef]
 
 
 class TicketQueue(ABC):
-    """Tickets of one kind, and what came of them.
+    """A queue of tickets and of the episodes that were played for them.
 
     Attributes:
         start: has an actor play tickets at the same time.
@@ -159,27 +161,36 @@ class _AbsentActor:
 
 
 class Dispatcher:
-    """Has tickets played, by each actor as many at a time as it has hosts.
+    """Assigns tickets to idle actors, as many at a time as an actor has hosts, and replaces lost actors.
 
-    An actor that dies, that raises, or that needs longer than the timeout is replaced, and its tickets are played
-    again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost but time.
+    An actor that dies, that raises, or that finishes no epoch for longer than the timeout is replaced, and its tickets
+    are played again, one at a time: an episode depends on its ticket and the policy's weights alone, so nothing is lost
+    but time. One that goes on, however slowly, is let be: the machine may have become slow in mid-run.
     While an actor is away the others play what it owes, once they have played their own.
 
     Attributes:
         losses: actors lost so far, by cause, see `CAUSES`.
-        timeout_s: longest time for what an actor plays at a time, seconds.
+        timeout_s: longest time for what an actor plays at a time, seconds, since it began or last finished an epoch.
 
     Args:
         actors: the actors by runner index, from 1.
         hosts_per_runner: episodes that an actor plays at the same time, at most.
         timeout_s: see above.
+        board: knows when an actor last finished an epoch; None: all that counts is when it began.
     """
 
-    def __init__(self, actors: Mapping[int, ActorHandle], hosts_per_runner: int = 1, timeout_s: float = inf) -> None:
+    def __init__(
+        self,
+        actors: Mapping[int, ActorHandle],
+        hosts_per_runner: int = 1,
+        timeout_s: float = inf,
+        board: ActorHandle | None = None,
+    ) -> None:
         self.losses: Counter[str] = Counter()
         self.timeout_s = timeout_s
         self._actors = dict(actors)
         self._hosts_per_runner = hosts_per_runner
+        self._board = board
         self._playing: dict[ray.ObjectRef, _Play] = {}
         self._away: dict[int, _AbsentActor] = {}
         self._abandoned: dict[int, ray.ObjectRef] = {}
@@ -199,7 +210,7 @@ class Dispatcher:
         return queue.finished.popleft()
 
     def abandon(self, queue: TicketQueue) -> None:
-        """Forgets what is being played of a queue. The actors play it to its end all the same."""
+        """Ignores the results of a queue's running episodes. The actors still play them to the end."""
         for reference, play in list(self._playing.items()):
             if play.queue is queue:
                 self._abandoned[play.runner] = reference
@@ -215,7 +226,7 @@ class Dispatcher:
                 self._playing[queue.start(actor, tickets)] = _Play(tickets, runner, queue, deadline)
 
     def _take(self, queue: TicketQueue, runner: int) -> tuple[Ticket, ...]:
-        """Returns what an idle actor plays next. What an actor was lost over is played by itself."""
+        """Returns the next tickets of an idle actor. A ticket whose actor was lost is played alone."""
         taken: list[Ticket] = []
         while len(taken) < self._hosts_per_runner and (ticket := queue.take(runner, self._away)) is not None:
             if taken and self._losses_of[ticket]:
@@ -227,7 +238,7 @@ class Dispatcher:
         return tuple(taken)
 
     def _is_behind(self, runner: int) -> bool:
-        """Whether an actor is still at an episode that was abandoned."""
+        """Returns whether an actor is still playing an abandoned episode."""
         reference = self._abandoned.get(runner)
         if reference is not None and ray.wait([reference], timeout=0)[0]:
             del self._abandoned[runner]
@@ -265,8 +276,11 @@ class Dispatcher:
                 del self._playing[reference]
                 if ray.wait([reference], timeout=0)[0]:  # over in time: nobody has looked for as long
                     self._end(play, reference)
+                elif (silent := silent_seconds(self._board, play.runner)) < self.timeout_s:
+                    self._playing[reference] = replace(play, deadline=now + self.timeout_s - silent)
                 else:
-                    self._handle_lost_actor(play, play.tickets, "hung", f"it took longer than {self.timeout_s:.0f} s")
+                    reason = f"it finished no epoch for {self.timeout_s:.0f} s"
+                    self._handle_lost_actor(play, play.tickets, "hung", reason)
 
     def _end(self, play: _Play, reference: ray.ObjectRef) -> None:
         try:

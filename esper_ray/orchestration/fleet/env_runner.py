@@ -1,13 +1,12 @@
-"""The actor: plays the episodes that it is told to, several at the same time."""
+"""The actor: an RLlib EnvRunner that plays the episodes of its tickets, several at the same time."""
 
 import copy
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-import psutil
 import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -20,15 +19,18 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from esper_ray.episode import EpisodeRecord, Policy
 from esper_ray.episode.lockstep_envs import LockstepEnvs
 from esper_ray.episode.rollout import play_episodes
+from esper_ray.numerics import numeric_settings, play_as_actor
 from esper_ray.orchestration.fleet.actor_envs import DECISION_SEED, WORKER_INDEX, ActorEnv, OtherDecisionError
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import Ticket
+from esper_ray.policies.acting import median_action
+from esper_ray.process import process_memory
 from esper_ray.seeding import seeded
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """An actor where it sits.
+    """Placement, speed and memory of an actor.
 
     Attributes:
         runner: index, from 1; 0: this process.
@@ -39,6 +41,7 @@ class WorkerInfo:
         epoch_seconds: wall time of an epoch of all of them, while the other actors work as well; of large hosts where
             hosts differ.
         memory: bytes; of what it has in common with other processes a share, where the system says so.
+        numerics: what decides the last digits of its numbers, see `numeric_settings`.
     """
 
     runner: int
@@ -48,11 +51,12 @@ class WorkerInfo:
     hosts: int
     epoch_seconds: float
     memory: int
+    numerics: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of the policy, as an actor takes them.
+    """Versioned policy weights for an actor.
 
     Attributes:
         version: tells them from earlier ones.
@@ -65,7 +69,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """What an actor returns for a ticket.
+    """The result of a ticket: rollout, record and weights, or a failure.
 
     Attributes:
         rollout: observations, actions, rewards for the learner; None for a scripted policy.
@@ -85,36 +89,54 @@ class PlayedEpisode:
     process: str | None = None
 
 
-class SeededActions(ConnectorV2):
-    """Samples the action of each environment with the seed that its last `info` holds, whatever the others do."""
+_STILL_WAITING = "still_waiting"
+
+
+class ChosenActions(ConnectorV2):
+    """Chooses the action of each environment, whatever the others do.
+
+    With exploration it is sampled with the seed that the last `info` holds, without it by `median_action`, whose
+    `still_waiting` is kept in the episode.
+    """
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: Any, explore: bool | None = None, **kwargs: Any
     ) -> Any:
-        """Adds actions and the logarithm of their probability to the batch; without exploration RLlib does."""
-        if not explore:
-            return batch
+        """Adds actions and the logarithm of their probability to the batch."""
         kind = rl_module.get_exploration_action_dist_cls()
         rows = batch[Columns.ACTION_DIST_INPUTS].split(1)
         actions, logarithms = [], []
         for episode, row in zip(episodes, rows, strict=True):
             distribution = kind.from_logits(row)
-            info = episode.get_infos(-1) if episode.is_reset else {}  # RLlib puts an empty one where one has ended
-            with seeded(int(info.get(DECISION_SEED, 0))):
-                action = distribution.sample()
+            action = _sampled(distribution, episode) if explore else _median(row, episode)
             actions.append(action)
             logarithms.append(distribution.logp(action))
         batch[Columns.ACTIONS], batch[Columns.ACTION_LOGP] = torch.cat(actions), torch.cat(logarithms)
         return batch
 
 
+def _sampled(distribution: Any, episode: SingleAgentEpisode) -> torch.Tensor:
+    info = episode.get_infos(-1) if episode.is_reset else {}  # RLlib puts an empty one where one has ended
+    with seeded(int(info.get(DECISION_SEED, 0))):
+        action: torch.Tensor = distribution.sample()
+    return action
+
+
+def _median(logits: torch.Tensor, episode: SingleAgentEpisode) -> torch.Tensor:
+    probabilities = logits.softmax(-1).flatten().tolist()
+    action, left = median_action(probabilities, episode.custom_data.get(_STILL_WAITING, 1.0))
+    episode.custom_data[_STILL_WAITING] = left
+    return torch.full(logits.shape[:-1], action)
+
+
 class EpisodeRunner(SingleAgentEnvRunner):
     """An EnvRunner that plays whole episodes, several at the same time. A failure is returned, never hidden."""
 
     def __init__(self, **settings: Any) -> None:
+        play_as_actor(max(1, int(settings["config"].num_cpus_per_env_runner)))
         without_deterministic_mode()
         super().__init__(**settings)
-        self._module_to_env.insert_before(GetActions, SeededActions())
+        self._module_to_env.insert_before(GetActions, ChosenActions())
 
     def make_env(self) -> None:
         """Makes the environments. RLlib forgets the worker index where it makes several at once."""
@@ -123,7 +145,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
         super().make_env()
 
     def process(self) -> str:
-        """Returns what tells this process from one that takes its place."""
+        """Returns an id of this process, which differs from that of its replacement."""
         return str(ray.get_runtime_context().get_worker_id())
 
     def action_names(self) -> tuple[str, ...]:
@@ -134,11 +156,16 @@ class EpisodeRunner(SingleAgentEnvRunner):
         """Says where this actor sits, trains its hosts for two epochs and times the second."""
         envs = self._envs()
         seconds = envs.time_epoch()
-        memory = psutil.Process().memory_full_info()
-        node_id = ray.get_runtime_context().get_node_id()
-        size = getattr(memory, "pss", memory.rss)
+        node_id, device = ray.get_runtime_context().get_node_id(), str(envs.envs[0].device)
         return WorkerInfo(
-            self.worker_index, socket.gethostname(), node_id, str(envs.envs[0].device), envs.num_envs, seconds, size
+            self.worker_index,
+            socket.gethostname(),
+            node_id,
+            device,
+            envs.num_envs,
+            seconds,
+            process_memory(),
+            numeric_settings(),
         )
 
     def play(self, tickets: Sequence[Ticket], keep_from: float, weights: Weights) -> list[PlayedEpisode]:
@@ -167,7 +194,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
             if "failure" in last:
                 played.append(last["failure"])
                 continue
-            record = last.pop("episode")
+            record = last.pop("record")
             weights = self._weights(place, record, keep_from)
             played.append(PlayedEpisode(ticket, rollouts[place], record, weights, metrics))
             metrics = None  # of all of them, so only once
@@ -220,7 +247,7 @@ class EpisodeRunner(SingleAgentEnvRunner):
     def _retry_stale(
         self, tickets: Sequence[Ticket], play: Callable[[Sequence[Ticket]], list[PlayedEpisode | Exception]]
     ) -> list[PlayedEpisode]:
-        """Plays episodes; once more from their first epoch those that another policy than the present one had begun."""
+        """Plays episodes; those that were saved by another policy are played again from their first epoch."""
         found = dict(zip(tickets, play(tickets), strict=True))
         begun = [ticket for ticket, episode in found.items() if isinstance(episode, OtherDecisionError)]
         if begun:

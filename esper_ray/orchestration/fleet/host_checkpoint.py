@@ -1,4 +1,4 @@
-"""An episode in progress, on disk, so that an actor that replaces a lost one goes on at its last epoch.
+"""Episodes in progress on disk, from which the replacement of a lost actor continues.
 
 What the policy was shown and answered is kept with the host. A replacement shows it the same again, and trains on from
 where the host was. The files hold pickles: each carries a signature with a key that only the actors of the run know,
@@ -23,7 +23,7 @@ _SIGNATURE_BYTES = hashlib.sha256().digest_size
 
 @dataclass
 class EpisodeSoFar:
-    """What a replacement needs to go on.
+    """The saved state of an episode in progress.
 
     Attributes:
         ticket: the episode.
@@ -53,7 +53,7 @@ class HostCheckpoints:
         self.every = every
 
     def read(self, ticket: Ticket) -> EpisodeSoFar | None:
-        """Returns what there is of an episode; None if there is nothing, or nothing that this run has written."""
+        """Returns the saved state of an episode; None if there is none that this run has written."""
         try:
             content = self._path(ticket).read_bytes()
         except OSError:
@@ -65,7 +65,7 @@ class HostCheckpoints:
         return found if found.ticket == ticket else None
 
     def write(self, episode: EpisodeSoFar) -> None:
-        """Writes an episode in progress under another name and renames it, so that it is never half there.
+        """Writes an episode in progress atomically: to a temporary name, which is then renamed.
 
         Where that is not possible, as on a full disk, it lets the episode be: a replacement would begin it again.
         """
@@ -82,7 +82,7 @@ class HostCheckpoints:
                 partial.unlink(missing_ok=True)
 
     def remove(self, ticket: Ticket) -> None:
-        """Removes what there is of an episode."""
+        """Deletes the saved state of an episode."""
         self._path(ticket).unlink(missing_ok=True)
 
     def _path(self, ticket: Ticket) -> Path:

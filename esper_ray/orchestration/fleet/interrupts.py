@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM when a run can bear them: while episodes are played, not while the policy is updated."""
+"""Handles Ctrl-C and SIGTERM while episodes are played, and defers them while the policy is updated."""
 
 import _thread
 import signal
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _State:
-    """Whether an interrupt is held back, and whether one has come meanwhile."""
+    """State of deferral: whether interrupts are deferred, and whether one is pending."""
 
     holding = False
     pending = False
@@ -46,7 +46,7 @@ def interrupts_raise() -> Iterator[None]:
 
 @contextmanager
 def sigterm_as_sigint() -> Iterator[None]:
-    """Lets SIGTERM do what Ctrl-C does: Ray Tune then ends a search with its state saved."""
+    """Makes SIGTERM act like Ctrl-C, on which Ray Tune ends a search with its state saved."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -59,7 +59,7 @@ def sigterm_as_sigint() -> Iterator[None]:
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Holds interrupts back to the end of the block, so that what is begun in it is whole."""
+    """Defers interrupts to the end of the block, so that the block is never left half done."""
     _State.holding = True
     try:
         yield
@@ -70,7 +70,7 @@ def deferred_interrupts() -> Iterator[None]:
 
 @contextmanager
 def allowed_interrupts() -> Iterator[None]:
-    """Lets interrupts through at once, inside a block that holds them back."""
+    """Allows interrupts inside a block that defers them."""
     held, _State.holding = _State.holding, False
     try:
         _raise_pending()

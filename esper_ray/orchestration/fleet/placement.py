@@ -1,4 +1,4 @@
-"""Where actors sit: what the cluster has, what fits, and which device an actor was given."""
+"""Placement of actors: the resources of the cluster, what fits on them, and the device of an actor."""
 
 import itertools
 import os
@@ -24,11 +24,11 @@ LEARNER_CPUS = 0.1
 
 @dataclass(frozen=True)
 class Placement:
-    """How many actors run, and on what.
+    """Number of actors and their resources.
 
     Attributes:
         runners: number of actors; 0: this process plays the part of one.
-        cpus_per_runner: CPUs of each; torch uses as many threads, at least one.
+        cpus_per_runner: CPUs of each.
         gpus_per_runner: share of a GPU of each; 0 on the CPU.
         hosts_per_runner: episodes that each plays at the same time, at most.
     """
@@ -40,8 +40,13 @@ class Placement:
 
     @property
     def players(self) -> int:
-        """How many play at a time: the actors, or without any this process alone."""
+        """Number of concurrent players: the actors, or 1 (this process) without actors."""
         return max(1, self.runners)
+
+    @property
+    def threads_per_runner(self) -> int:
+        """Threads of torch in each, and in the process that learns: one for each whole CPU, at least one."""
+        return max(1, int(self.cpus_per_runner))
 
     @property
     def device_kind(self) -> str:
@@ -52,7 +57,7 @@ class Placement:
 def place(
     runners: int | None, episodes: int, device: Literal["auto", "cpu", "cuda"], hosts_per_runner: int = 1
 ) -> Placement:
-    """Decides where the actors of a run go on the present cluster.
+    """Decides the placement of a run's actors on the present cluster.
 
     Args:
         runners: actors asked for; None: as many as there are CPUs, at most one per episode; 0: none, see `Placement`.
@@ -156,7 +161,7 @@ def place_trials(
 
 
 def _require_free(placement: Placement) -> None:
-    """Refuses a placement on resources that others hold; what has just been let go gets a moment to come back."""
+    """Refuses a placement on resources in use; waits a moment for resources that were just released."""
     give_up = time.monotonic() + _SECONDS_FOR_RELEASE
     while (
         fit := sum(_capacity(free, placement) for free in available_resources_per_node().values())

@@ -1,21 +1,23 @@
-"""Where actors say how their hosts are doing, for whoever wants to watch."""
+"""A board to which actors report the progress of their hosts: for displays, and to tell slow actors from hung ones."""
 
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MIN_SECONDS_BETWEEN_REPORTS = 0.25
+_MIN_SECONDS_BETWEEN_HEARTBEATS = 1.0
 _READ_TIMEOUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class HostProgress:
-    """How a host of an actor is doing; which of them, `host` says, from 0. Accuracy in percent."""
+    """Progress of one host of an actor; `host` is its number, from 0. Accuracy in percent."""
 
     runner: int
     host: int
@@ -29,10 +31,11 @@ class HostProgress:
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Holds the latest report of every host."""
+    """Holds the latest report of every host, and when an actor was last heard of."""
 
     def __init__(self) -> None:
         self._latest: dict[tuple[int, int], HostProgress] = {}
+        self._heard: dict[int, float] = {}
 
     def report(self, progress: HostProgress) -> None:
         """Replaces the host's last report."""
@@ -41,6 +44,14 @@ class ProgressBoard:
     def read(self) -> list[HostProgress]:
         """Returns the latest report of every host, by runner."""
         return [self._latest[place] for place in sorted(self._latest)]
+
+    def heartbeat(self, runner: int) -> None:
+        """Notes that an actor has just finished an epoch."""
+        self._heard[runner] = time.monotonic()
+
+    def silent_seconds(self, runner: int) -> float:
+        """Returns for how long an actor has finished no epoch; infinity if it never has."""
+        return time.monotonic() - self._heard.get(runner, -inf)
 
 
 def start_board(name: str) -> ray.actor.ActorHandle:
@@ -77,6 +88,17 @@ class BoardReader:
             self._open = False
 
 
+def silent_seconds(board: ray.actor.ActorHandle | None, runner: int) -> float:
+    """Returns for how long an actor has finished no epoch: infinity if nobody knows, 0 if the board is too busy."""
+    if board is None:
+        return inf
+    ready, _ = ray.wait([answer := board.silent_seconds.remote(runner)], timeout=_READ_TIMEOUT_SECONDS)
+    try:
+        return float(ray.get(answer)) if ready else 0.0
+    except RayError:  # the board's process died
+        return inf
+
+
 class ProgressReporter:
     """Sends a host's reports to the board, a few times a second at most, and never waits for it.
 
@@ -88,10 +110,17 @@ class ProgressReporter:
     """
 
     def __init__(self, board_name: str | None, runner: int, host: int) -> None:
-        self._board = _find_board(board_name)
+        self._board = find_board(board_name)
         self.runner, self.host = runner, host
         self.episodes_done = 0
-        self._last = 0.0
+        self._last = self._last_heartbeat = 0.0
+
+    def heartbeat(self) -> None:
+        """Says that an epoch is over."""
+        now = time.monotonic()
+        if self._board is not None and now - self._last_heartbeat >= _MIN_SECONDS_BETWEEN_HEARTBEATS:
+            self._last_heartbeat = now
+            self._board.heartbeat.remote(self.runner)
 
     def report(self, epoch: int, max_epochs: int, stage: str, val_accuracy: float, decision: str) -> None:
         """Reports the host's state after an epoch."""
@@ -106,7 +135,8 @@ class ProgressReporter:
         self._board.report.remote(progress)
 
 
-def _find_board(name: str | None) -> ray.actor.ActorHandle | None:
+def find_board(name: str | None) -> ray.actor.ActorHandle | None:
+    """Returns the board of that name; None without a name, or if it is gone."""
     try:
         return ray.get_actor(name) if name else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Ends what a dead driver left of its local Ray.
+"""A guard process that ends the local Ray of a driver that died.
 
 Ray's agents notice the death of their raylet, but then wait more than a minute for a GCS that died with it, and the
 session's folder stays for good. A guard is a process of its own that waits for its driver to end; it needs neither Ray
@@ -39,10 +39,10 @@ def guarded(session: Path) -> Iterator[None]:
 
 
 def end_session(session: Path) -> None:
-    """Ends every process that belongs to the Ray in the folder `session`, and removes it; who reads there is let be."""
+    """Ends every process of the Ray session in the folder `session`, and removes it; mere readers are left alone."""
     give_up = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < give_up:
-        members = [process for process in psutil.process_iter() if _is_session_process(process, session)]
+        members = [process for process in _processes() if _is_session_process(process, session)]
         for process in members:
             with suppress(psutil.Error):
                 process.kill()
@@ -52,8 +52,16 @@ def end_session(session: Path) -> None:
             return
 
 
+def _processes() -> list[psutil.Process]:
+    """Returns the processes of this machine; none where the system does not show them."""
+    try:
+        return list(psutil.process_iter())
+    except (psutil.Error, OSError):
+        return []
+
+
 def _is_session_process(process: psutil.Process, session: Path) -> bool:
-    """Whether the process was started with an option that names the session, or has one of its files open to write.
+    """Returns whether a process names the session in its command line, or has one of its files open for writing.
 
     All that Ray starts has both at first; its workers and agents later change their command line.
     """
@@ -61,7 +69,7 @@ def _is_session_process(process: psutil.Process, session: Path) -> bool:
         if any(argument.startswith("--") and str(session) in argument for argument in process.cmdline()):
             return True
         files = process.open_files()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return False
     return any(Path(file.path).is_relative_to(session) and getattr(file, "mode", "w") != "r" for file in files)
 

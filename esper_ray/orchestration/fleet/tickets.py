@@ -1,4 +1,4 @@
-"""The ledger's units: which actor owes which episode, and what came of it."""
+"""Tickets: the assignment of episodes, with their random seeds, to actors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class FinishedEpisode:
-    """An episode that was played to its end; with the weights of what it kept, if they were wanted."""
+    """A finished episode, with the weights of the kept network if they were requested."""
 
     ticket: Ticket
     record: EpisodeRecord
@@ -61,7 +61,7 @@ def assign_number(runner: int, number: int, base_seed: int, host_pool: int | Non
 
 
 def spread(seeds: Sequence[int], runners: int, grown: Sequence[str | None] | None = None) -> list[Ticket]:
-    """Shares out episodes with the given host seeds over the runners; whoever plays one, it comes out the same.
+    """Distributes episodes with the given host seeds over the runners; the runner does not affect the result.
 
     Args:
         grown: for each seed the blueprint that its host has from the start, or None.

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from esper_ray.episode import ActionTable, Policy
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration.config import CompareConfig
-from esper_ray.orchestration.held_out.comparison import WAYS, Comparison, Played
+from esper_ray.orchestration.config import WAYS, CompareConfig
+from esper_ray.orchestration.held_out.comparison import Comparison, Played
 from esper_ray.orchestration.held_out.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.held_out.evaluate import (
     common_task,
@@ -19,17 +18,17 @@ from esper_ray.orchestration.held_out.evaluate import (
 )
 from esper_ray.orchestration.held_out.schedule_search import FoundSchedule, search_schedule
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.run.checkpoint import CheckpointManifest, held_out, require_same_spaces
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, held_out
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import write_json
-from esper_ray.policies import HeuristicPolicy, RandomPolicy, WaitPolicy
+from esper_ray.policies import HeuristicPolicy, LearnedPolicy, RandomPolicy, WaitPolicy
 
 _FILE = "comparison.json"
 
 
 def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
-    """Plays what is missing and compares. Ended early, the same command goes on where it was.
+    """Plays the missing episodes and compares the policies. An interrupted comparison continues on the next call.
 
     Raises:
         CheckpointError: a checkpoint is damaged, or of another task, action space or version than the first.
@@ -44,10 +43,10 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
     task, out = first.task_spec(), held_out_folder(config.checkpoints[0], config)
     seeds = _held_out_of_all(manifests, config.episodes)
     require_store(out)
-    with started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
+    with claimed(out), started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
         for checkpoint in manifests.values():
-            require_same_spaces(checkpoint, plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
+            checkpoint.require_spaces(plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(first, plan, config.data_dir), is_claimed=True) as store:
             observer.on_start(plan, board)
             table = _Table(store, algorithm, plan, seeds, observer)
             controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}
@@ -68,12 +67,13 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
 def _play_learned(
     table: "_Table", manifests: dict[str, CheckpointManifest], with_static: bool
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
-    """Plays every checkpoint, sampled and greedy, and what each of them kept as static hosts."""
-    learned, static = {}, {}
+    """Plays every checkpoint, sampled and deterministic, and what each of them kept as static hosts."""
+    learned: dict[tuple[str, str], Played] = {}
+    static: dict[tuple[str, str], Played] = {}
     for name, checkpoint in manifests.items():
         for way in WAYS:
-            policy = LearnedPolicy.from_checkpoint(Path(name), greedy=way == "greedy")
-            outcomes = table.play(policy_name(checkpoint, way == "greedy"), policy)
+            policy = LearnedPolicy.from_checkpoint(name, way)
+            outcomes = table.play(policy_name(checkpoint, way), policy)
             learned[name, way] = Played(outcomes, checkpoint.host_epochs)
             if with_static:
                 static[name, way] = Played(table.play_static(outcomes), checkpoint.host_epochs)

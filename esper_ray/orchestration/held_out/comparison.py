@@ -1,10 +1,11 @@
-"""What a comparison came to: learned policies, controls, and the differences between them."""
+"""The result of a comparison: learned policies, controls, and the differences between them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esper_ray.orchestration.config import WAYS
 from esper_ray.orchestration.held_out import paired
 from esper_ray.orchestration.held_out.episode_store import Outcome
 from esper_ray.orchestration.held_out.growth_by_host import growth_by_host
@@ -13,7 +14,6 @@ from esper_ray.orchestration.held_out.schedule_search import FoundSchedule
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest
 from esper_ray.orchestration.run.plan import RunPlan
 
-WAYS = ("sampled", "greedy")
 Measure = Callable[[Sequence[Outcome]], list[float]]
 
 
@@ -27,13 +27,13 @@ class Played:
 
 @dataclass
 class Comparison:
-    """What the episodes came to.
+    """The result of a comparison.
 
     Attributes:
         manifests: of each checkpoint, by its folder.
-        learned: (checkpoint, "sampled" or "greedy") → its episodes.
+        learned: (checkpoint, "sampled" or "median") → its episodes.
         controls: control → its episodes.
-        static: (checkpoint, "sampled" or "greedy") → hosts that had what the policy kept from their first epoch on.
+        static: (checkpoint, "sampled" or "median") → hosts that had what the policy kept from their first epoch on.
         schedule: what the search found, if it was asked for.
         file: where the numbers were written.
         losses: actors that were lost and replaced, by cause.
@@ -61,7 +61,7 @@ class Comparison:
         """Returns learned − control, paired by host; over several checkpoints each host counts with their mean.
 
         Args:
-            way: "sampled" or "greedy".
+            way: "sampled" or "median".
             measure: `paired.score` or `paired.test_accuracy`.
         """
         ours = paired.over_training_seeds([measure(self.learned[c, way].outcomes) for c in checkpoints])
@@ -75,13 +75,13 @@ class Comparison:
         return {name: self.difference(name, way, checkpoints, paired.score) for name in self.control_names}
 
     def verdict(self, checkpoints: Sequence[str], way: str = "sampled") -> str:
-        """Returns in a sentence what the checkpoints' scores of record say."""
+        """Returns the verdict on the checkpoints' scores of record as a sentence."""
         together = f", the mean of {len(checkpoints)} training seeds" if len(checkpoints) > 1 else ""
         who = f"the learned policy ({way}{together})"
         return paired.verdict(self.differences(way, checkpoints), len(self.seeds), who)
 
     def by_host(self, checkpoints: Sequence[str], way: str = "sampled") -> list[dict[str, Any]]:
-        """Returns what the checkpoints' policies did on which hosts, where hosts differ; see `growth_by_host`."""
+        """Returns the growth per kind of host, where hosts differ; see `growth_by_host`."""
         if not self.plan.task.variety.enabled:
             return []
         against = next((name for name in ("schedule", "wait") if name in self.controls), None)
@@ -89,7 +89,7 @@ class Comparison:
         return growth_by_host(learned, against, self.controls[against].outcomes if against else None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what comparison.json holds: the checkpoints together and, if there are several, each by itself."""
+        """Returns the content of comparison.json: the checkpoints together and, if several, each by itself."""
         everyone = list(self.manifests)
         sections = {
             name: {
@@ -127,15 +127,15 @@ class Comparison:
                     "verdict": score.verdict,
                     "kept_test_accuracy": {"difference": accuracy.as_dict(), "verdict": accuracy.verdict},
                 }
-            controls[name] = ways["sampled"] | {"greedy": ways["greedy"]}
+            controls[name] = ways["sampled"] | {"median": ways["median"]}
             if name in self.controls:
                 controls[name]["means"] = _row(self.controls[name])
         return {
             "verdict": self.verdict(checkpoints),
-            "greedy_verdict": self.verdict(checkpoints, "greedy"),
+            "median_verdict": self.verdict(checkpoints, "median"),
             "controls": controls,
             "by_host": self.by_host(checkpoints),
-            "greedy_by_host": self.by_host(checkpoints, "greedy"),
+            "median_by_host": self.by_host(checkpoints, "median"),
         }
 
     def _policies(self) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ from typing_extensions import Self
 from esper_ray.episode import Policy
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError
-from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.run.append_file import AppendFile
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.run_folder import replace_file, require_writable, write_json
 
 _EPISODES = "episodes.jsonl"
@@ -24,7 +24,7 @@ _SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. Accuracies in percent, scores in points; those of the test split None if unmeasured.
+    """The result of an episode. Accuracies in percent, scores in points; None for the test split if unmeasured.
 
     Attributes:
         added_parameters: of the fossilized seed, else 0.
@@ -51,24 +51,23 @@ class EpisodeStore:
     Args:
         folder: made if there is none.
         settings: what all its episodes have in common; a folder of other settings is refused.
+        is_claimed: this process holds the folder's lock already.
 
     Raises:
         RunFolderError: the folder cannot be written, is damaged, or holds something else.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], is_claimed: bool = False) -> None:
         self.folder = folder
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         require_store(folder)
         with ExitStack() as opened:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(locked(folder, blocking=False))
+                if not is_claimed:
+                    opened.enter_context(claimed(folder))
                 self._require_same(json.loads(json.dumps(settings)))
                 self._read()
                 self._file = opened.enter_context(closing(AppendFile(folder / _EPISODES)))
-            except BlockingIOError:
-                raise RunFolderError(f"another command is writing to --out {folder}; wait for it, or end it") from None
             except OSError as error:
                 raise RunFolderError(
                     f"--out {folder} cannot be written: {error.strerror}; name another folder"
@@ -175,7 +174,7 @@ def play_missing(
     measure_test: bool = True,
     on_episode: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Outcome]:
-    """Plays what the store lacks of a policy on these host seeds, over all actors; returns all outcomes, by seed.
+    """Plays the episodes of a policy that the store lacks, on all actors; returns all outcomes in order of the seeds.
 
     Args:
         name: under which the policy's episodes are stored.

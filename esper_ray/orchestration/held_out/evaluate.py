@@ -6,31 +6,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esper_ray.episode.host_cache import code_digest, numeric_provenance
+from esper_ray.episode.provenance import code_digest, numeric_provenance
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig
 from esper_ray.orchestration.held_out.episode_store import EpisodeStore, Outcome, play_missing, require_store
 from esper_ray.orchestration.held_out.paired import means
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
 from esper_ray.orchestration.run.checkpoint import (
     CheckpointManifest,
     held_out,
     read_manifest,
-    require_same_spaces,
     require_same_task,
 )
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan, started_actors
 from esper_ray.orchestration.run.run_folder import HELD_OUT, is_run, write_json
 from esper_ray.plugins import load_plugins, require_outside_folder
+from esper_ray.policies import Acting, LearnedPolicy
 from esper_ray.tasks import TaskSpec, prepare_data
-
-_ROOM = "orchestration/learner"
-_POLICY_CODE = ("policies", *(f"{_ROOM}/{name}.py" for name in ("learned_policy", "policy_network", "rl_module")))
-"""Parts of the package that a decision follows from."""
 
 
 @dataclass
 class EvaluationResult:
-    """What the episodes came to.
+    """The result of an evaluation.
 
     Attributes:
         outcomes: one per held-out host, in the order of their seeds.
@@ -50,7 +46,7 @@ class EvaluationResult:
         self.means = means(self.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what the file holds."""
+        """Returns the content of the file."""
         return {
             "task": self.manifest.task["name"],
             "checkpoint_digest": self.manifest.digest,
@@ -63,7 +59,7 @@ class EvaluationResult:
 
 
 def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> EvaluationResult:
-    """Plays the policy on held-out hosts; what the folder holds already is not played again.
+    """Plays the policy on held-out hosts, except the episodes that the folder already holds.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another task, action space or version.
@@ -73,13 +69,13 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
     manifest, task = opened(config.checkpoint, config)
     out = held_out_folder(config.checkpoint, config)
     seeds = held_out(manifest, config.episodes)
-    name = policy_name(manifest, config.greedy)
+    name = policy_name(manifest, config.acting)
     require_store(out)
-    with started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
-        require_same_spaces(manifest, plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir)) as store:
+    with claimed(out), started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
+        manifest.require_spaces(plan.action_names, plan.observation_names)
+        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir), is_claimed=True) as store:
             observer.on_start(plan, board)
-            policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.greedy)
+            policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.acting)
             outcomes = play_missing(
                 store, algorithm, name, policy, seeds, on_episode=lambda done, n: observer.on_scripted(name, done, n)
             )
@@ -91,7 +87,7 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
 
 
 def opened(checkpoint: Path, config: EvaluateConfig | CompareConfig) -> tuple[CheckpointManifest, TaskSpec]:
-    """Returns what a checkpoint says of itself, and its task; imports the plugins that it needs.
+    """Returns the manifest and the task of a checkpoint; imports the plugins that it needs.
 
     Raises:
         CheckpointError: it is damaged, or of another task or version.
@@ -122,23 +118,23 @@ def held_out_folder(checkpoint: Path, config: EvaluateConfig | CompareConfig) ->
     return checkpoint.with_name(f"{checkpoint.name}-{HELD_OUT}")
 
 
-def policy_name(manifest: CheckpointManifest, greedy: bool) -> str:
+def policy_name(manifest: CheckpointManifest, acting: Acting) -> str:
     """Returns the name under which a checkpoint's episodes are stored."""
-    return f"{'greedy' if greedy else 'sampled'} {manifest.digest}"
+    return f"{acting} {manifest.digest}"
 
 
 def common_task(manifest: CheckpointManifest) -> dict[str, Any]:
-    """Returns what the episodes of comparable policies have in common: of the reward only what the score counts."""
+    """Returns the task settings that comparable policies must share: of the reward only the rent."""
     return {key: value for key, value in manifest.task.items() if key != "reward"} | {
         "rent": manifest.task["reward"]["rent"]
     }
 
 
 def store_settings(manifest: CheckpointManifest, plan: RunPlan, data_dir: Path | None) -> dict[str, Any]:
-    """Returns what all episodes of a store follow from, besides weights and seeds."""
+    """Returns the settings that determine the episodes of a store, besides weights and seeds."""
     data = prepare_data(plan.task, data_dir).folder
     return {
         "task": common_task(manifest),
-        "policy code": code_digest(*_POLICY_CODE),
-        **numeric_provenance(plan.task, data, plan.placement.device_kind),
+        "policy code": code_digest("policies"),
+        **numeric_provenance(plan.task, data, plan.placement.device_kind, plan.preflight.numerics),
     }

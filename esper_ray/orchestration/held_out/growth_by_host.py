@@ -1,4 +1,4 @@
-"""What a policy does differently on which hosts."""
+"""The growth of a policy's hosts by kind of host."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: paired differences, bootstrap intervals, and what they say in a sentence."""
+"""The statistics of a comparison: paired differences, bootstrap intervals, and a verdict in words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,29 +13,37 @@ _CONFIDENCE = 0.95
 _RESAMPLES = 9_999
 FEWEST_HOSTS = 10
 """Hosts below which a difference is not called one."""
+TOO_FEW = "too few hosts"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference, points, its 95 % bootstrap confidence interval, and over how many hosts it is."""
+    """A mean paired difference, points, its 95 % bootstrap confidence interval, and over how many hosts it is.
+
+    The interval for a single host is not known: None.
+    """
 
     mean: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None
     hosts: int
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as JSON holds it."""
-        return {"mean": self.mean, "ci95": list(self.ci95)}
+        return {"mean": self.mean, "ci95": None if self.ci95 is None else list(self.ci95)}
 
     def __format__(self, precision: str) -> str:
-        """Returns mean [interval] with the given precision, such as ".2f"."""
+        """Returns mean [interval] with the given precision, such as ".2f"; for too few hosts the mean alone."""
         number = f"+{precision or '.1f'}"
+        if self.ci95 is None or self.hosts < FEWEST_HOSTS:
+            return f"{self.mean:{number}} ({TOO_FEW})"
         return f"{self.mean:{number}} [{self.ci95[0]:{number}}, {self.ci95[1]:{number}}]"
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse" or "no difference shown"; a handful of hosts shows none."""
-        if self.hosts < FEWEST_HOSTS or self.ci95[0] <= 0 <= self.ci95[1]:
+        """ "better", "worse", "no difference shown" or "too few hosts"."""
+        if self.ci95 is None or self.hosts < FEWEST_HOSTS:
+            return TOO_FEW
+        if self.ci95[0] <= 0 <= self.ci95[1]:
             return "no difference shown"
         return "better" if self.ci95[0] > 0 else "worse"
 
@@ -43,14 +51,13 @@ class Difference:
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """Returns the mean of ours − theirs over the host seeds, with the percentile bootstrap interval over host seeds.
 
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993. Of a single pair it is the difference itself, which
-    says nothing; see `Difference.verdict`.
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
     """
     assert len(ours) == len(theirs), "a difference is paired by host"
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     mean, hosts = float(differences.mean()), len(differences)
     if hosts < 2:
-        return Difference(mean, (mean, mean), hosts)
+        return Difference(mean, None, hosts)
     interval = bootstrap(
         (differences,),
         np.mean,
@@ -94,11 +101,17 @@ def over_training_seeds(per_checkpoint: Sequence[Sequence[float]]) -> list[float
 
 
 def verdict(differences: Mapping[str, Difference], episodes: int, who: str) -> str:
-    """Returns in a sentence what the differences in the score of record say, control by control.
+    """Returns the verdict on the differences in the score of record, control by control, as a sentence.
 
     Args:
         who: what the differences are of, such as "the learned policy (sampled)".
     """
+    if episodes < FEWEST_HOSTS:
+        means = ", ".join(f"{control} {difference.mean:+.1f}" for control, difference in differences.items())
+        return (
+            f"{episodes} held-out host{'s are' if episodes != 1 else ' is'} too few to compare {who} with the controls "
+            f"(mean differences: {means}); it takes {FEWEST_HOSTS} at least (--episodes)."
+        )
     groups: dict[str, list[str]] = {}
     for control, difference in differences.items():
         groups.setdefault(difference.verdict, []).append(f"{control} ({difference})")

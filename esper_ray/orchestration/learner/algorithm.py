@@ -1,4 +1,4 @@
-"""Learning over episodes: exactly the episodes that were asked for, none dropped for being slow, none counted twice."""
+"""The base of the learners: samples exactly the requested episodes, none dropped or counted twice."""
 
 import tempfile
 from abc import abstractmethod
@@ -28,6 +28,7 @@ from esper_ray.errors import EpisodeFailedError, PlacementError
 from esper_ray.orchestration.fleet.dispatch import CAUSES, Dispatcher, PendingTickets
 from esper_ray.orchestration.fleet.env_runner import EpisodeRunner, PlayedEpisode, Weights
 from esper_ray.orchestration.fleet.interrupts import allowed_interrupts
+from esper_ray.orchestration.fleet.progress import find_board
 from esper_ray.orchestration.fleet.rllib_seeding import without_deterministic_mode
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, Ticket
 from esper_ray.orchestration.learner.health import UpdateWatch
@@ -37,8 +38,15 @@ from esper_ray.orchestration.learner.learner_state import (
     require_fitting_optimizer,
     write_learner_state,
 )
-from esper_ray.orchestration.learner.policy_network import NetworkSpec, load_weights, read_policy, write_policy
-from esper_ray.seeding import Stream, derive_seed, seed_global
+from esper_ray.orchestration.learner.policy_network import network_spec
+from esper_ray.policies.network import (
+    NetworkSpec,
+    PolicyNetwork,
+    load_weights,
+    read_policy,
+    write_policy,
+)
+from esper_ray.seeding import Stream, derive_seed, seeded_globally
 
 _TARGET_PREFIX = "_old_"
 """Of the parts of APPO's network that only its learner needs."""
@@ -75,7 +83,8 @@ class EpisodeAlgorithm(Algorithm):
         self.keep_from = inf
         self._weights_version = 0
         actors = self.env_runner_group._worker_manager.actors()
-        self.dispatcher = Dispatcher(actors, self.hosts_per_runner) if actors else None
+        board = find_board(config.env_config["board"])
+        self.dispatcher = Dispatcher(actors, self.hosts_per_runner, board=board) if actors else None
         self._publish_weights()
 
     def cleanup(self) -> None:
@@ -140,7 +149,7 @@ class EpisodeAlgorithm(Algorithm):
     # --- playing -------------------------------------------------------------------------------------------------
 
     def training_step(self) -> None:
-        """Has the iteration's episodes played and updates the policy."""
+        """Collects the iteration's episodes from the actors and updates the policy."""
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             played = self._collect()
             metrics = [episode.metrics for episode in played if episode.metrics is not None]
@@ -187,7 +196,7 @@ class EpisodeAlgorithm(Algorithm):
     def _play(
         self, tickets: Sequence[Ticket], start: Callable[[ActorHandle, Sequence[Ticket]], Any]
     ) -> Iterator[PlayedEpisode]:
-        """Yields the episodes as they end. What is not over when the caller is interrupted is forgotten."""
+        """Yields the episodes as they end. Unfinished ones are abandoned when the caller is interrupted."""
         if self.dispatcher is None:
             for begin in range(0, len(tickets), self.hosts_per_runner):
                 with allowed_interrupts():
@@ -208,7 +217,7 @@ class EpisodeAlgorithm(Algorithm):
             self.dispatcher.abandon(queue)
 
     def _start_training(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
-        """Has an actor play tickets with the present weights."""
+        """Starts tickets on an actor with the present weights."""
         return call(actor, "play", tickets, self.keep_from, self._weights)
 
     def _publish_weights(self) -> None:
@@ -223,12 +232,12 @@ class EpisodeAlgorithm(Algorithm):
     # --- learning ------------------------------------------------------------------------------------------------
 
     def _update(self, rollouts: Sequence[SingleAgentEpisode]) -> None:
-        """Updates the policy. The order of the minibatches follows from seed and iteration, whatever went before."""
-        seed_global(derive_seed(self.config.seed, Stream.LEARNER, self.iteration))
+        """Updates the policy. The order of the minibatches depends on seed and iteration only."""
         config = self.config
-        watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
-        self._learn(rollouts)
-        self.learner_figures = watch.report()
+        with seeded_globally(derive_seed(config.seed, Stream.LEARNER, self.iteration)):
+            watch = UpdateWatch(self.policy_network, rollouts, config.gamma, self._trace_decay, config.clip_param)
+            self._learn(rollouts)
+            self.learner_figures = watch.report()
 
     @property
     @abstractmethod
@@ -251,12 +260,24 @@ class EpisodeAlgorithm(Algorithm):
 
     def write_checkpoint(self, folder: Path) -> None:
         """Writes policy, optimizer and counters into a folder, as plain numbers."""
-        module = self.policy_network
-        weights = module.state_dict()
-        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
-        policy = {name: tensor for name, tensor in weights.items() if name not in targets}
-        write_policy(folder, NetworkSpec.of(module, self.config.env_config["task"]["max_epochs"]), policy)
+        policy, targets = self._split_weights()
+        write_policy(folder, self._network_spec(), policy)
         write_learner_state(folder, LearnerState(self.iteration, self._optimizer.state_dict(), targets, self.consumed))
+
+    def acting_network(self) -> PolicyNetwork:
+        """Returns a copy of the present policy network, for inference on the CPU."""
+        network = PolicyNetwork(self._network_spec())
+        network.load_state_dict(self._split_weights()[0])
+        return network
+
+    def _network_spec(self) -> NetworkSpec:
+        return network_spec(self.policy_network, self.config.env_config["task"]["max_epochs"])
+
+    def _split_weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Returns the weights of the policy network, and those of its target network."""
+        weights = self.policy_network.state_dict()
+        targets = {name: tensor for name, tensor in weights.items() if name.startswith(_TARGET_PREFIX)}
+        return {name: tensor for name, tensor in weights.items() if name not in targets}, targets
 
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint, with this configuration's schedules. An update of the same episodes then comes out
@@ -283,7 +304,7 @@ class EpisodeAlgorithm(Algorithm):
         """
         _spec, policy = read_policy(folder)
         module = self.policy_network
-        targets = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_TARGET_PREFIX)}
+        _own, targets = self._split_weights()
         load_weights(module, policy | targets, folder)
         if targets:
             module.make_target_networks()

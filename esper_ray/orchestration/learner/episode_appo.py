@@ -35,7 +35,7 @@ class EpisodeAPPOLearner(APPOTorchLearner):
 
 
 class EpisodeAPPO(EpisodeAlgorithm):
-    """APPO. Every actor plays on without end; an iteration is the episodes that are over next, whoever played them."""
+    """APPO. Every actor plays without pause; an iteration is the next episodes to end, of any actor."""
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Builds actors and learner."""
@@ -48,7 +48,7 @@ class EpisodeAPPO(EpisodeAlgorithm):
         return assign_number(runner, number, self.config.seed, self.config.env_config["host_pool"])
 
     def _start_with_own_weights(self, actor: ActorHandle, tickets: Sequence[Ticket]) -> Any:
-        """Has an actor play tickets with the weights that they were first played with, should they be played again."""
+        """Starts tickets on an actor; a repeated ticket is played with the weights of its first attempt."""
         weights = self._weights_of.setdefault(tickets[0], self._weights)
         for ticket in tickets[1:]:
             self._weights_of.setdefault(ticket, weights)

@@ -1,4 +1,4 @@
-"""How the learner is doing: what an update started from, what it changed, and when to say that learning has stopped."""
+"""Learner health: figures before and after an update, and warnings when learning has stopped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -133,7 +133,7 @@ def explained_variance(targets: NDArray[Any], values: NDArray[Any]) -> float | N
 
 
 def warnings_of(learner: Mapping[str, float | None], iteration: int, iterations: int) -> list[str]:
-    """Returns in words what in an iteration's learner figures says that learning has stopped or goes wrong."""
+    """Returns warnings, in words, about an iteration's learner figures."""
     found = []
     explained, entropy, kl = (learner.get(name) for name in ("explained_variance", "entropy_share", "kl"))
     clipped, gradient, spread = (learner.get(name) for name in ("clip_fraction", "gradient_norm", "value_target_std"))

@@ -1,4 +1,4 @@
-"""What a run tells RLlib."""
+"""The RLlib configuration of a run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +24,7 @@ RESTARTS = 1000
 
 @dataclass(frozen=True)
 class Learning:
-    """How a policy is learned.
+    """The settings of a training: learner, network, schedules, batch, seed.
 
     Attributes:
         settings: of the learner.

@@ -1,4 +1,4 @@
-"""What a learner needs to go on as if nothing had been: on disk as plain numbers, never as a pickle."""
+"""The learner's state for exact resumption, on disk as plain numbers, never as a pickle."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
 from esper_ray.errors import CheckpointError
-from esper_ray.orchestration.learner.policy_network import read_tensors
+from esper_ray.policies.network import read_tensors
 
 _TENSORS = "learner.safetensors"
 _VALUES = "learner.json"
@@ -50,7 +50,8 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
     tensors = {f"target/{name}": tensor for name, tensor in state.target.items()}
     for parameter, values in state.optimizer["state"].items():
         tensors |= {f"optimizer/{parameter}/{name}": tensor for name, tensor in values.items()}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    (folder / _TENSORS).write_bytes(save(stored))  # `save_file` would let nobody else read it
     groups = [
         {name: value.item() if isinstance(value, Tensor) else value for name, value in group.items()}
         for group in state.optimizer["param_groups"]
@@ -60,7 +61,7 @@ def write_learner_state(folder: Path, state: LearnerState) -> None:
 
 
 def read_learner_state(folder: Path) -> LearnerState:
-    """Returns what `write_learner_state` wrote.
+    """Reads the state that `write_learner_state` wrote.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -123,7 +124,7 @@ def _settings(then: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> 
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value as it is after a way through JSON."""
+    """Returns a value as it is after a round trip through JSON."""
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value

@@ -1,5 +1,6 @@
 """The policy networks: RLlib's default modules behind an action mask."""
 
+import logging
 from typing import Any
 
 import gymnasium as gym
@@ -10,12 +11,18 @@ from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS
 from ray.rllib.utils.torch_utils import FLOAT_MIN
 from torch import Tensor
 
+# RLlib warns of an argument that it passes to itself, whenever a network is built.
+logging.getLogger("ray._common.deprecation").addFilter(lambda record: "RLModule(config=" not in record.getMessage())
+
 
 class MaskedPPOTorchRLModule(DefaultPPOTorchRLModule):
     """Gives an action that the mask forbids probability 0, in inference, exploration and training.
 
     The networks see the "observations" part of {"observations", "action_mask"}. The batch is never changed: RLlib
     shares it between the forward pass and the value function.
+
+    It keeps nothing from step to step but a recurrent state. By itself `explore=False` is therefore RLlib's: the
+    likeliest action of each step. Actors act by `median_action` then, see `ChosenActions`.
     """
 
     def __init__(self, *, observation_space: gym.spaces.Dict, **kwargs: Any) -> None:

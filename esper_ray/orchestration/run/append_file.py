@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 class AppendFile:
-    """Appends to a file without a buffer: an entry that does not fit, as on a full disk, leaves it as it was.
+    """An unbuffered append-only file: an entry that cannot be written, as on a full disk, leaves it unchanged.
 
     Args:
         path: made if it is not there.
@@ -31,7 +31,7 @@ class AppendFile:
             raise
 
     def sync(self) -> None:
-        """Has everything on the disk."""
+        """Flushes the file to disk."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:

@@ -1,17 +1,18 @@
-"""From an episode of a run to files that torch alone can load: kept, or grown again from its record."""
+"""Exports an episode's host, from kept weights or by replaying its record, to files that torch alone loads."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from esper_ray import __version__
 from esper_ray.errors import ConfigurationError, RunFolderError
 from esper_ray.export import export_model
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.config import ExportConfig
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.kept_hosts import kept_episodes, load_kept_host
 from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
 from esper_ray.orchestration.run.run_folder import EXPORTS, HOSTS, require_writable
@@ -20,7 +21,7 @@ from esper_ray.tasks import create_model, prepare_data
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         episode: number in the run.
@@ -47,21 +48,35 @@ def export_run(config: ExportConfig) -> Export:
     if config.best and config.episode is not None:
         raise ConfigurationError("--episode and --best exclude each other; leave one out")
     run = RecordedRun.open(config.run, config.plugin, config.data_dir)
-    kept = [number for number in kept_episodes(config.run / HOSTS) if number in run.episodes]
+    kept = _kept(run)
     number = config.episode or _best(run, kept)
-    row = run.row(number)
+    run.row(number)
     folder = config.out or config.run / EXPORTS / f"episode_{number:06d}"
-    if folder.exists():
-        raise RunFolderError(f"{folder} exists already; name another folder with --out, or remove it")
+    _require_free(folder)
     require_writable(folder)
+    with claimed(folder):
+        _require_free(folder)
+        topology = _export(run, number, number in kept, folder)
+    return Export(number, folder, number not in kept, topology)
+
+
+def _require_free(folder: Path) -> None:
+    """Refuses a target that is there and holds something; an empty folder may be left of an export that was killed."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(f"{folder} exists already; name another folder with --out, or remove it")
+
+
+def _export(run: RecordedRun, number: int, is_kept: bool, folder: Path) -> dict[str, Any]:
+    """Exports an episode's host into an empty folder, and returns what topology.json holds."""
+    row = run.row(number)
     prepared = prepare_data(run.task, run.data_dir)
     model = create_model(run.task)
-    if number in kept:
-        weights = load_kept_host(config.run / HOSTS, number)
+    if is_kept:
+        weights = load_kept_host(run.path / HOSTS, number)
     elif run.device != "cpu":
         raise ConfigurationError(
             f"episode {number} was played on {run.device} and its host was not kept, so it cannot be had again to "
-            f"the last bit; kept were: {', '.join(map(str, kept)) or 'none'}"
+            f"the last bit; kept were: {', '.join(map(str, _kept(run))) or 'none'}"
         )
     else:
         weights = _regrow(run, number)
@@ -74,10 +89,14 @@ def export_run(config: ExportConfig) -> Export:
         "kept_val_accuracy": row["kept_val_accuracy"],
     }
     try:
-        topology = export_model(model, run.task, prepared, run.data_dir, folder, origin)
-    except (OSError, SafetensorError) as error:
+        with as_actor(run.threads):
+            return export_model(model, run.task, prepared, run.data_dir, folder, origin)
+    except OSError as error:
         raise RunFolderError(f"{folder} cannot be written: {error}; name another folder with --out") from error
-    return Export(number, folder, number not in kept, topology)
+
+
+def _kept(run: RecordedRun) -> list[int]:
+    return [number for number in kept_episodes(run.path / HOSTS) if number in run.episodes]
 
 
 def _best(run: RecordedRun, kept: list[int]) -> int:
@@ -89,7 +108,7 @@ def _best(run: RecordedRun, kept: list[int]) -> int:
 
 
 def _regrow(run: RecordedRun, number: int) -> dict[str, Tensor]:
-    """Plays a recorded episode again, if every epoch comes out as recorded; returns the weights of what it keeps."""
+    """Replays a recorded episode, requires every epoch to be as recorded, and returns the kept weights."""
 
     def refuse(difference: Difference) -> None:
         where = f" of epoch {difference.epoch}" if difference.epoch is not None else ""

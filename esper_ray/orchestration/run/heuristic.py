@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class HeuristicResult:
-    """What the episodes came to.
+    """The result of a heuristic run.
 
     Attributes:
         records: of the episodes that were played to their end, by runner and number.
@@ -39,20 +40,22 @@ class HeuristicResult:
     interrupted: bool = False
 
     @property
-    def kept_val_accuracy(self) -> tuple[float, float]:
-        """Mean kept validation accuracy, percent, and its standard error."""
+    def kept_val_accuracy(self) -> tuple[float, float | None]:
+        """Mean kept validation accuracy, percent, and its standard error; None if that is not known."""
         return mean_with_error([record.kept_val_accuracy for record in self.records])
 
 
 def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicResult:
-    """Plays the episodes and writes them down. Ctrl-C ends early; what was played to its end is written.
+    """Plays the episodes and records them. Ctrl-C ends the run early; finished episodes are recorded.
 
     Raises:
         EsperError: as `started_run`; before any actor starts, and nothing is written.
         EpisodeFailedError: an episode raised, or its actor was lost too often.
     """
     started = time.monotonic()
-    with started_run(config) as (plan, algorithm, board), RunFolder(plan.out, plan.as_dict()) as folder:
+    with ExitStack() as stack:
+        plan, algorithm, board = stack.enter_context(started_run(config))
+        folder = stack.enter_context(RunFolder(plan.out, plan.as_dict(), is_claimed=True))
         result = HeuristicResult(plan)
         observer.on_start(plan, board)
         finished: dict[int, EpisodeRecord] = {}
@@ -77,7 +80,7 @@ def _play(
     observer: RunObserver,
     finished: dict[int, EpisodeRecord],
 ) -> None:
-    """Plays the episodes; writes each down as it ends and enters it in `finished` under its number in the run."""
+    """Plays the episodes, records each as it ends, and enters it in `finished` under its number in the run."""
     tickets = assign(plan.episodes, plan.placement.players, 0, config.seed)
     numbers = {ticket: number for number, ticket in enumerate(tickets, start=1)}
     kept = KeptHosts(folder.hosts, config.keep_hosts)

@@ -1,19 +1,20 @@
 """The best grown hosts of a run, on disk."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 
 _SUFFIX = ".safetensors"
 _PREFIX = "episode_"
+_NAME = re.compile(rf"{_PREFIX}(?P<number>\d{{6}}|[1-9]\d{{6,}}){re.escape(_SUFFIX)}")
 _PARTIAL = ".writing"
 
 
@@ -38,8 +39,8 @@ class KeptHosts:
         return min(self._accuracies.values(), default=inf)
 
     def resume_from(self, accuracies: Sequence[float]) -> None:
-        """Takes up the hosts that the folder holds of a run with these kept validation accuracies; others go."""
-        for partial in self._folder.glob(f"*{_PARTIAL}"):
+        """Loads the hosts in the folder that belong to these kept validation accuracies, and deletes the others."""
+        for partial in self._folder.glob(f"{_PREFIX}*{_PARTIAL}"):
             partial.unlink()
         found = kept_episodes(self._folder)
         known = {number: accuracies[number - 1] for number in found if number <= len(accuracies)}
@@ -74,9 +75,9 @@ class KeptHosts:
         partial = final.with_suffix(_PARTIAL)
         try:
             self._folder.mkdir(exist_ok=True)
-            save_file(weights, partial)
+            partial.write_bytes(save(weights))  # `save_file` would let nobody else read it
             partial.rename(final)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise RunFolderError(
@@ -85,21 +86,23 @@ class KeptHosts:
 
 
 def kept_episodes(folder: Path) -> list[int]:
-    """Returns the numbers of the episodes whose hosts were kept."""
-    return sorted(int(path.stem.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+    """Returns the numbers of the episodes whose hosts were kept; files of other names are ignored."""
+    found = [_NAME.fullmatch(path.name) for path in folder.glob(f"{_PREFIX}*{_SUFFIX}")]
+    return sorted(int(name["number"]) for name in found if name is not None)
 
 
 def load_kept_host(folder: Path, episode: int) -> dict[str, Tensor]:
     """Returns the weights of an episode's host.
 
     Raises:
-        RunFolderError: the file is damaged.
+        RunFolderError: the file is damaged, or this user may not read it.
     """
     path = _path(folder, episode)
     try:
         return load_file(path)
     except Exception as error:  # the library raises its own type
-        raise RunFolderError(f"{path} is damaged: {error}; export another episode") from error
+        reason = no_permission(path) or f"{path} is damaged: {error}; export another episode"
+        raise RunFolderError(reason) from error
 
 
 def _path(folder: Path, episode: int) -> Path:

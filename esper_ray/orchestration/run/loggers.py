@@ -1,6 +1,5 @@
 """Weights & Biases and MLflow, through Ray's own integrations. Off unless asked for."""
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,30 +9,32 @@ from typing import Any
 from ray.tune import Callback
 
 from esper_ray.errors import ConfigurationError
+from esper_ray.optional import optional
 from esper_ray.orchestration.config import Logger
 from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan
 from esper_ray.orchestration.run.run_folder import flat
 
 _PROJECT = "esper-ray"
+_USED: dict[str, tuple[str, ...]] = {"wandb": ("login", "init"), "mlflow": ("log_metrics", "set_experiment")}
 _WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 
 _Log = Callable[[Mapping[str, float], int], None]
 
 
 def require_loggers(names: Sequence[Logger]) -> None:
-    """Checks that what the loggers need is installed, and that one can log in without being asked.
+    """Checks that the loggers' packages are installed and that logging in needs no prompt.
 
     Raises:
         ConfigurationError: it is not.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigurationError(f"--logger {name} needs the extra [{name}]: pip install -e '.[{name}]'")
-    if "wandb" in names and os.environ.get("WANDB_MODE") not in _WITHOUT_LOGIN:
-        import wandb
-
-        if not wandb.api.api_key:
+        library = optional(name, *_USED[name])
+        if library is None:
+            needed = "mlflow-skinny sqlalchemy alembic" if name == "mlflow" else name
+            raise ConfigurationError(f"--logger {name} needs its library: pip install {needed} (the extra [{name}])")
+        online = name == "wandb" and os.environ.get("WANDB_MODE") not in _WITHOUT_LOGIN
+        if online and not library[0](prompt=False, verify=False):
             raise ConfigurationError(
                 "--logger wandb needs a login: wandb login, or WANDB_MODE=offline to keep the run on this machine"
             )

@@ -1,10 +1,12 @@
-"""From an iteration's episodes and RLlib's result to one row of metrics."""
+"""Computes the metrics row of an iteration from its episodes and RLlib's result."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from statistics import fmean, stdev
 from typing import Any
+
+from scipy.stats import t as student_t
 
 from esper_ray.episode import EpisodeRecord
 from esper_ray.episode.governor import Failure
@@ -34,7 +36,7 @@ def episode_metrics(records: Sequence[EpisodeRecord], action_names: Sequence[str
         "return": fmean(record.episode_return for record in records),
         "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),
         "kept_val_loss": fmean(record.kept_val_loss for record in records),
-        "kept_val_accuracy_std": stdev(r.kept_val_accuracy for r in records) if len(records) > 1 else 0.0,
+        "kept_val_accuracy_std": standard_deviation([record.kept_val_accuracy for record in records]),
         "final_val_accuracy": fmean(record.final_val_accuracy for record in records),
         "added_parameters": fmean(record.added_parameters for record in records),
         "score": fmean(record.val_score for record in records),
@@ -63,9 +65,41 @@ def lookup(row: Mapping[str, Any], key: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def mean_with_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and its standard error; the error of a single value is 0."""
-    return fmean(values), stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Returns the standard deviation; None for fewer than two values."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def mean_with_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Returns the mean and its standard error; the error of a single value is not known: None."""
+    deviation = standard_deviation(values)
+    return fmean(values), None if deviation is None else deviation / sqrt(len(values))
+
+
+def difference_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | None:
+    """Returns the 95 % confidence interval of mean(ours) − mean(theirs); None if either has fewer than two values.
+
+    Welch, "The generalization of 'Student's' problem when several different population variances are involved", 1947.
+    """
+    (mean, error), (other_mean, other_error) = mean_with_error(ours), mean_with_error(theirs)
+    if error is None or other_error is None:
+        return None
+    difference, variances = mean - other_mean, (error**2, other_error**2)
+    if sum(variances) == 0.0:
+        return difference, difference
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, (ours, theirs), strict=True))
+    margin = float(student_t.ppf(0.975, freedom)) * sqrt(sum(variances))
+    return difference - margin, difference + margin
+
+
+def error_text(error: float | None) -> str:
+    """Returns a standard error in words."""
+    return "standard error not known" if error is None else f"standard error {error:.1f}"
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """Returns a 95 % interval in words."""
+    return "95 % interval not known" if interval is None else f"95 % interval [{interval[0]:+.1f}, {interval[1]:+.1f}]"
 
 
 def _mean_gradient(records: Sequence[EpisodeRecord], name: str) -> float | None:

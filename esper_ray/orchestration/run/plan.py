@@ -1,4 +1,4 @@
-"""From what was asked for to a run with nothing left open: every check that needs no actor is made here."""
+"""Resolves a configuration into a run plan and makes every check that needs no actor."""
 
 import importlib.metadata
 import platform
@@ -18,7 +18,10 @@ from ray.exceptions import RayError
 
 from esper_ray import __version__
 from esper_ray.episode import ActionTable, ObservationTable
+from esper_ray.episode.host_cache import say_not_shared
+from esper_ray.episode.provenance import what_is_unknown
 from esper_ray.errors import EpisodeFailedError
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, HeuristicConfig, TrainConfig
 from esper_ray.orchestration.fleet.actor_envs import ActorSettings
 from esper_ray.orchestration.fleet.cluster import on_every_machine, ray_for
@@ -27,8 +30,9 @@ from esper_ray.orchestration.fleet.placement import Placement, place
 from esper_ray.orchestration.fleet.progress import BoardReader, start_board
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_config import Learning, build_algorithm
+from esper_ray.orchestration.run.claims import claimed_run
 from esper_ray.orchestration.run.preflight import Preflight, check
-from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_usable, require_writable
+from esper_ray.orchestration.run.run_folder import IN_PROGRESS, require_writable
 from esper_ray.plugins import load_plugins
 from esper_ray.process import without_compiler
 from esper_ray.tasks import TaskSpec, get_task_spec, load_task_data, require_sound, with_tokenizer
@@ -75,13 +79,13 @@ class RunPlan:
 
     @property
     def evaluation_episodes(self) -> int:
-        """Episodes of all evaluations on held-out hosts during training, sampled and greedy."""
+        """Episodes of all evaluations on held-out hosts during training, sampled and deterministic."""
         every = getattr(self.config, "evaluate_every", 0)
         return self.iterations // every * 2 * self.config.evaluation_episodes if every else 0  # type: ignore[union-attr]
 
     @property
     def seconds(self) -> float:
-        """Wall time of the whole run, by the preflight; what the learner takes between iterations is not in it."""
+        """Estimated wall time of the whole run, seconds, without the learner's updates."""
         each = self.preflight.seconds_for
         return each(self.wait_only_episodes) + self.iterations * each(self.episodes) + each(self.evaluation_episodes)
 
@@ -92,7 +96,7 @@ class RunPlan:
         return ObservationTable(blueprints, self.task.variety.enabled).names
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what config.json holds."""
+        """Returns the content of config.json."""
         return {
             "command": {"name": self.config.command, **with_absolute_paths(self.config).model_dump(mode="json")},
             "task": self.task.model_dump(mode="json"),
@@ -101,10 +105,12 @@ class RunPlan:
             "cpus_per_runner": self.placement.cpus_per_runner,
             "gpus_per_runner": self.placement.gpus_per_runner,
             "device": self.placement.device_kind,
+            "threads_per_runner": self.placement.threads_per_runner,
             "iterations": self.iterations,
             "episodes_per_iteration": self.episodes,
             "wait_only_episodes": self.wait_only_episodes,
             "actions": self.action_names,
+            "numerics": self.preflight.numerics,
             **origin(),
         }
 
@@ -126,11 +132,13 @@ class RunObserver(Protocol):
 def started_run(
     config: TrainConfig | HeuristicConfig, resumed: bool = False
 ) -> Iterator[tuple[RunPlan, EpisodeAlgorithm, BoardReader]]:
-    """Checks what was asked for, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+    """Checks the configuration, starts Ray and the actors, and ends both afterwards. SIGTERM acts as Ctrl-C.
+
+    The folder of a new run is claimed before anything slow, and is removed again if nothing was written to it.
 
     Args:
         config: what was asked for.
-        resumed: its folder holds the run already, which goes on.
+        resumed: its folder holds the run already, which goes on; the caller has locked it.
 
     Raises:
         EsperError: something is wrong with the configuration, the data, the plugins or the run folder, or the cluster
@@ -140,13 +148,14 @@ def started_run(
     load_plugins(config.plugin)
     task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
     name = task.name if isinstance(config, TrainConfig) else f"{task.name}-{config.command}"
-    out = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if resumed:
-        require_writable(out)
-    else:
-        require_usable(out, config.overwrite)
-    with started_actors(config, task, out) as started:
-        yield started
+    with ExitStack() as stack:
+        if resumed:
+            assert config.out is not None
+            out = config.out
+            require_writable(out)
+        else:
+            out = stack.enter_context(claimed_run(config.out, name, config.overwrite))
+        yield stack.enter_context(started_actors(config, task, out))
 
 
 @contextmanager
@@ -195,7 +204,7 @@ def built_actors(
 
 
 def _require_playable_there(plugins: tuple[str, ...], task: TaskSpec, data_dir: Path | None) -> None:
-    """As `require_playable`, on another machine."""
+    """Runs `require_playable` on another machine of the cluster."""
     load_plugins(plugins)
     require_playable(task, data_dir)
 
@@ -208,8 +217,8 @@ def require_playable(task: TaskSpec, data_dir: Path | None) -> None:
         DatasetError: the data set is missing or damaged.
     """
     task.require_reachable_probation()
-    require_sound(task)
-    load_task_data(task, "cpu", data_dir)
+    data = load_task_data(task, "cpu", data_dir)
+    require_sound(task, next(iter(data.validation))[0])
 
 
 def episodes_of(config: RunConfig, task: TaskSpec) -> int:
@@ -232,19 +241,21 @@ def _algorithm(
         skip_forced_waits=config.skip_forced_waits,
         host_checkpoints=_host_checkpoints(config, out),
     )
+    if (task.reward.mode == "paired" or config.host_pool is not None) and (unknown := what_is_unknown(task)):
+        say_not_shared(task.name, unknown)  # the actors' logs are not shown
     learning = Learning(config.ppo, config.iterations, episodes, config.seed, config.learner, config.policy)
-    torch.set_num_threads(1)
     without_compiler()
-    try:
-        algorithm = build_algorithm(actor, learning, placement)
-    except RayError as error:
-        raise EpisodeFailedError(f"the actors could not be built: {error}") from error
-    except IndexError as error:  # RLlib only logs why actors failed, and then misses the first of them
-        raise EpisodeFailedError("the actors could not be built; Ray's logs on their machines say why") from error
-    try:
-        yield algorithm
-    finally:
-        algorithm.stop()
+    with as_actor(placement.threads_per_runner):
+        try:
+            algorithm = build_algorithm(actor, learning, placement)
+        except RayError as error:
+            raise EpisodeFailedError(f"the actors could not be built: {error}") from error
+        except IndexError as error:  # RLlib only logs why actors failed, and then misses the first of them
+            raise EpisodeFailedError("the actors could not be built; Ray's logs on their machines say why") from error
+        try:
+            yield algorithm
+        finally:
+            algorithm.stop()
 
 
 def _host_checkpoints(config: RunConfig, out: Path) -> dict[str, Any] | None:
@@ -262,19 +273,30 @@ def with_absolute_paths(config: _Config) -> _Config:
 
 
 def origin() -> dict[str, Any]:
-    """Returns what a file of results says of where and when it was made: versions, git commit, CPU, time."""
+    """Returns the provenance of a result: versions, git commit, CPU, time."""
     return {
         "esper_ray": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": {name: _version(name) for name in _VERSIONED},
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the checkout that this package lies in, or None if it lies in none."""
-    package = Path(__file__).parent
-    answer = subprocess.run(["git", "-C", package, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    """Returns the commit of the checkout that this package lies in; None if it lies in none, or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    """Returns the version of an installed package; None where its metadata were left out, as in slim containers."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,4 +1,4 @@
-"""What a run will need before it begins: a real epoch is timed on every actor, and the rest follows."""
+"""Estimates of time and memory before a run, from one real epoch timed on every actor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from esper_ray.errors import EpisodeFailedError, PlacementError
+from esper_ray.numerics import UNSET
 from esper_ray.orchestration.fleet.env_runner import WorkerInfo
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 
@@ -19,12 +20,12 @@ _SHORTEST_TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Preflight:
-    """Where the actors sit, and what an epoch takes there.
+    """Placement of the actors and the measured time of an epoch.
 
     Attributes:
         workers: of the actors, or of this process without any.
         epochs: of an episode.
-        timeout_seconds: after which an actor that has not finished its episode is replaced.
+        timeout_seconds: after which an actor that has finished no epoch is replaced.
     """
 
     workers: tuple[WorkerInfo, ...]
@@ -41,6 +42,14 @@ class Preflight:
     def memory(self) -> int:
         """Bytes of all actors."""
         return sum(worker.memory for worker in self.workers)
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What decides the last digits of the actors' numbers, see `numeric_settings`; of unequal actors all values."""
+        names = sorted({name for worker in self.workers for name in worker.numerics})
+        return {
+            name: " or ".join(sorted({worker.numerics.get(name, UNSET) for worker in self.workers})) for name in names
+        }
 
     def seconds_for(self, episodes: int) -> float:
         """Returns the wall time of so many episodes, shared out over the actors."""

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from esper_ray import __version__
@@ -13,6 +12,7 @@ from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
 from esper_ray.episode.record import json_safe
 from esper_ray.episode.rollout import play_episode
 from esper_ray.errors import IllegalActionError, RunFolderError
+from esper_ray.numerics import as_actor
 from esper_ray.orchestration.run.run_folder import read_config, read_episodes
 from esper_ray.plugins import load_plugins, require_outside_folder
 from esper_ray.policies import ReplayPolicy
@@ -69,6 +69,11 @@ class RecordedRun:
     def device(self) -> str:
         """Where its hosts were trained, "cpu" or "cuda"."""
         return str(self.config["device"])
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch that its hosts were trained with; one where an older version did not say."""
+        return int(self.config.get("threads_per_runner", 1))
 
     def row(self, number: int) -> Row:
         """Returns the row of an episode.
@@ -132,9 +137,7 @@ def replay_episode(
         epoch = env.epochs[-1]
         _compare(epoch.epoch, _at(recorded, epoch.epoch - 1), json_safe(asdict(epoch)), on_difference)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in an actor
-    try:
+    with as_actor(run.threads):
         env = MorphogenesisEnv(run.task, device, run.data_dir)
         policy = ReplayPolicy(env.action_table, decisions)
         try:
@@ -143,8 +146,6 @@ def replay_episode(
             epoch = len(env.epochs)
             on_difference(Difference(epoch + 1, "decision", decisions[epoch], "not legal"))
             return env, None
-    finally:
-        torch.set_num_threads(threads)
     _compare(None, _of_the_whole(row), _of_the_whole(record.as_row()), on_difference)
     return env, record
 
@@ -166,7 +167,7 @@ def _task_of(path: Path, config: Row) -> TaskSpec:
 
 
 def _require_whole(run: RecordedRun, row: Row) -> None:
-    """Checks that a row holds what an episode is played from, and a value for every epoch in each of its columns.
+    """Checks that a row has everything needed to replay its episode, and a value per epoch in each column.
 
     Raises:
         RunFolderError: it does not.
@@ -191,7 +192,7 @@ def _damaged(run: RecordedRun, row: Row, what: str) -> RunFolderError:
 
 
 def _compare(epoch: int | None, recorded: Row, found: Row, on_difference: Callable[[Difference], None]) -> None:
-    """Names every value that differs, in the order in which a row is written; what is nowhere counts as None."""
+    """Returns the differing values, in the order of a row; a missing value counts as None."""
     was, now = _dotted(recorded), _dotted(found)
     for name in dict.fromkeys([*now, *was]):
         if was.get(name) != now.get(name):
@@ -199,7 +200,7 @@ def _compare(epoch: int | None, recorded: Row, found: Row, on_difference: Callab
 
 
 def _of_the_whole(row: Row) -> Row:
-    """Returns what a row says of the episode as a whole."""
+    """Returns a row's values of the whole episode."""
     return {name: value for name, value in row.items() if name not in (*_PER_EPOCH, *_PLACE, *_COST)}
 
 
@@ -209,7 +210,7 @@ def _at(columns: Mapping[str, Any], index: int) -> Row:
 
 
 def _dotted(row: Mapping[str, Any], prefix: str = "") -> Row:
-    """Returns a nested row as a flat one; what was nested gets names such as "reward_components.rent"."""
+    """Flattens a nested row; nested values get names such as "reward_components.rent"."""
     flat: Row = {}
     for name, value in row.items():
         flat |= _dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -1,4 +1,4 @@
-"""Whether a recorded episode comes out the same when its decisions are taken again."""
+"""Replays a recorded episode from its decisions and reports differences."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from esper_ray.errors import ConfigurationError
+from esper_ray.numerics import UNSET, as_actor, numeric_settings
 from esper_ray.orchestration.config import ReplayConfig
 from esper_ray.orchestration.run.metrics import lookup
 from esper_ray.orchestration.run.recorded_run import Difference, RecordedRun, replay_episode
@@ -16,7 +17,7 @@ _COMMIT_DIGITS = 12
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found.
+    """The result of a replay.
 
     Attributes:
         episode: number in the run.
@@ -25,8 +26,8 @@ class Replay:
         differences: every value that differs, in order; none if the episode came out as recorded.
         recorded_accuracy: kept validation accuracy, percent; None if the row has no such number.
         kept_val_accuracy: what the replay kept, percent; None if it was not played to its end.
-        changes: what is no longer as it was when the run was played: device, hosts trained together, versions, CPU. The
-            last two are looked for only if there are differences.
+        changes: what is no longer as it was when the run was played: device, hosts trained together, versions, CPU,
+            settings that decide numbers. The last three are looked for only if there are differences.
     """
 
     run: Path
@@ -63,7 +64,7 @@ def replay_run(config: ReplayConfig) -> Replay:
     if run.config.get("hosts_per_runner", 1) != 1:
         changes.append("its host was trained together with others, and replayed by itself: float rounding differs")
     if differences:
-        changes += _changes_since(run.config)
+        changes += _changes_since(run)
     return Replay(
         run=config.run,
         episode=config.episode,
@@ -87,15 +88,24 @@ def _require_device(device: str, run: RecordedRun) -> None:
     raise ConfigurationError("--device cuda: torch finds no GPU here; leave --device out")
 
 
-def _changes_since(config: dict[str, Any]) -> list[str]:
-    """Returns which versions, and which CPU, config.json names otherwise than they are here."""
+def _changes_since(run: RecordedRun) -> list[str]:
+    """Returns which versions, which CPU and which settings config.json names otherwise than they are here."""
     from esper_ray.orchestration.run.plan import origin  # brings RLlib along, which only a difference is worth
 
-    was, now = _named_origin(config), _named_origin(origin())
-    return [
+    was, now = _named_origin(run.config), _named_origin(origin())
+    found = [
         f"{name} {was.get(name) or 'not recorded'}, now {now.get(name) or 'unknown'}"
         for name in dict.fromkeys([*now, *was])
         if was.get(name) != now.get(name)
+    ]
+    if (set_then := run.config.get("numerics")) is None:  # an older version wrote it
+        return found
+    with as_actor(run.threads):
+        set_now = numeric_settings()
+    return found + [
+        f"{name} {set_then.get(name, UNSET)}, now {set_now.get(name, UNSET)}"
+        for name in dict.fromkeys([*set_now, *set_then])
+        if set_then.get(name) != set_now.get(name)
     ]
 
 

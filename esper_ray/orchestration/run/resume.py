@@ -1,6 +1,8 @@
 """Going on with a run that ended before its time, and beginning one with the policy of another."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,7 @@ from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.cluster import quiet_logging
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_state import read_learner_state
-from esper_ray.orchestration.learner.policy_network import load_policy
-from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest, require_same_spaces
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest
 from esper_ray.orchestration.run.plan import ORIGIN, RunPlan
 from esper_ray.orchestration.run.run_folder import (
     EPISODES_FILE,
@@ -21,13 +22,15 @@ from esper_ray.orchestration.run.run_folder import (
     checkpoints_of,
     has_ended,
     iteration_of,
+    only_writer,
     read_config,
     read_episodes,
     read_metrics,
-    require_unlocked,
 )
 from esper_ray.orchestration.run.run_result import RunTally, read_tally
 from esper_ray.plugins import require_outside_folder
+from esper_ray.policies.network import load_policy
+from esper_ray.shell import pasteable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ _WITH_RESUME = {"resume", "address", "logger"}
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run is taken up.
+    """The point at which a run is resumed.
 
     Attributes:
         config: of the run, with the folder that it is in and the number of actors that it has.
@@ -57,12 +60,25 @@ class Resumption:
         return iteration_of(self.checkpoint) if self.checkpoint is not None else None
 
 
+@contextmanager
+def locked_resumption(asked: TrainConfig) -> Iterator[Resumption]:
+    """As `find_resumption`; meanwhile no other process writes the run.
+
+    Raises:
+        RunFolderError: another process writes it.
+    """
+    assert asked.resume is not None
+    read_config(asked.resume)
+    with only_writer(asked.resume):
+        yield find_resumption(asked)
+
+
 def find_resumption(asked: TrainConfig) -> Resumption:
-    """Finds out how to go on with the run that `asked.resume` names, without changing anything.
+    """Finds the point at which the run `asked.resume` can be resumed, without changing anything.
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.
-        RunFolderError: it is no training run, it is over, another process writes it, or a part of it is missing.
+        RunFolderError: it is no training run, it is over, or a part of it is missing.
         CheckpointError: none of its checkpoints can be read.
     """
     assert asked.resume is not None
@@ -71,11 +87,11 @@ def find_resumption(asked: TrainConfig) -> Resumption:
         if name not in _WITH_RESUME and value != TrainConfig.model_fields[name].get_default(call_default_factory=True):
             raise ConfigurationError(
                 f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
-                f"a new one can begin with its policy: --from-checkpoint {run}/checkpoints/iteration_N"
+                "a new one can begin with its policy: "
+                f"{pasteable('--from-checkpoint', run / 'checkpoints' / 'iteration_N')}"
             )
     quiet_logging()  # RLlib warns about its own networks
     stored = read_config(run)
-    require_unlocked(run)
     config = _config_of(run, stored)
     require_outside_folder(config.plugin, run)
     if has_ended(run):
@@ -131,7 +147,7 @@ def _last_valid_checkpoint(run: Path) -> Path | None:
 
 
 def _require_whole(run: Path, checkpoint: Path) -> None:
-    """Checks that a run can go on from one of its checkpoints.
+    """Checks that a run can be resumed from one of its checkpoints.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -154,12 +170,12 @@ def _require_whole(run: Path, checkpoint: Path) -> None:
 
 
 def described(plan: RunPlan, resumption: Resumption | None) -> dict[str, Any]:
-    """Returns what config.json holds: where and when a run began, and where and when it went on."""
+    """Returns the content of config.json, with the provenance of the start and of each resumption."""
     values = plan.as_dict()
     if resumption is None:
         return values
-    began = {name: resumption.stored.get(name) for name in ORIGIN}
-    here = {name: values[name] for name in ORIGIN}
+    began = {name: resumption.stored.get(name) for name in (*ORIGIN, "numerics")}
+    here = {name: values[name] for name in began}
     went_on = [*resumption.stored.get("went_on", []), {"iteration": resumption.iteration or 0, **here}]
     return {**values, **began, "went_on": went_on}
 
@@ -178,14 +194,14 @@ def resume_run(algorithm: EpisodeAlgorithm, plan: RunPlan, resumption: Resumptio
             f"the run in {plan.out} trained its hosts on {before}, here it would on {now}; resume it on such a machine"
         )
     manifest = read_manifest(checkpoint)
-    require_same_spaces(manifest, plan.action_names, plan.observation_names)
+    manifest.require_spaces(plan.action_names, plan.observation_names)
     if manifest.task != plan.task.model_dump(mode="json"):
         raise CheckpointError(f"the task of the run in {plan.out} has other settings here and now; begin a new run")
     algorithm.load(checkpoint)
 
 
 def read_start(config: TrainConfig) -> CheckpointManifest | None:
-    """Returns what the checkpoint says of itself that a new run is to begin with; None if it begins with none.
+    """Returns the manifest of the checkpoint that a new run starts from; None without one.
 
     Raises:
         CheckpointError: it is damaged, or another version's.
@@ -204,6 +220,6 @@ def warm_start(algorithm: EpisodeAlgorithm, plan: RunPlan, manifest: CheckpointM
     Raises:
         CheckpointError: its actions, observation or network are others.
     """
-    require_same_spaces(manifest, plan.action_names, plan.observation_names)
+    manifest.require_spaces(plan.action_names, plan.observation_names)
     assert isinstance(plan.config, TrainConfig) and plan.config.from_checkpoint is not None
     algorithm.warm_start(plan.config.from_checkpoint)

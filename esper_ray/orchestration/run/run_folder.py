@@ -1,10 +1,11 @@
-"""What a run leaves on disk: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
+"""The files of a run: configuration, a row per iteration and per episode, checkpoints, TensorBoard events."""
 
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -14,11 +15,12 @@ from safetensors import SafetensorError
 from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
-from esper_ray.errors import RunFolderError
+from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
+from esper_ray.shell import pasteable
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ _EVENTS = "events.out.tfevents.*"
 _PARTIAL = ".writing"
 _WRITING, _REMOVING = ".writing-", ".removing-"
 """Begin the names of checkpoints that are only half there."""
+_CHECKPOINT_NAME = re.compile(r"iteration_(?:\d{6}|[1-9]\d{6,})")
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -90,11 +93,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns what config.json of a run holds.
+    """Returns the content of a run's config.json.
 
     Raises:
         RunFolderError: there is no run at `path`, or the file is damaged.
     """
+    if (refusal := no_permission(path / _CONFIG)) is not None:
+        raise RunFolderError(refusal)
     try:
         config = json.loads((path / _CONFIG).read_text())
     except OSError as error:
@@ -160,8 +165,9 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """Returns the checkpoints of the run at `path`, in the order of their iterations."""
-    return sorted((path / _CHECKPOINTS).glob("iteration_[0-9]*"), key=iteration_of)
+    """Returns the checkpoints of the run at `path`, in the order of their iterations; other names are ignored."""
+    found = [entry for entry in (path / _CHECKPOINTS).glob("iteration_*") if _CHECKPOINT_NAME.fullmatch(entry.name)]
+    return sorted(found, key=iteration_of)
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -170,14 +176,14 @@ def iteration_of(checkpoint: Path) -> int:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint under another name, so that whoever ends this process never leaves half of it."""
+    """Renames a checkpoint before deleting it, so that a killed process never leaves half of it."""
     gone = checkpoint.with_name(_REMOVING + checkpoint.name)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
 
 
 def _flush(folder: Path) -> None:
-    """Has everything in a folder on the disk, so that a rename after it never comes before its content."""
+    """Flushes a folder's files to disk, so that a later rename never precedes its content."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -187,7 +193,7 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing the run.
 
     Raises:
@@ -207,7 +213,7 @@ def require_unlocked(folder: Path) -> None:
     Raises:
         RunFolderError: another one does.
     """
-    with _only_writer(folder):
+    with only_writer(folder):
         pass
 
 
@@ -220,19 +226,26 @@ class RunFolder:
         keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go;
             None: begin a new one.
         keep_policies: its checkpoints and hosts stay as well.
+        is_claimed: this process holds the folder's lock already.
 
     Raises:
         RunFolderError: the folder cannot be written, or another process writes it.
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], keep_iterations: int | None = None, keep_policies: bool = True
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        keep_iterations: int | None = None,
+        keep_policies: bool = True,
+        is_claimed: bool = False,
     ) -> None:
         self.path = path
         with ExitStack() as opened:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                opened.enter_context(_only_writer(path))
+                if not is_claimed:
+                    opened.enter_context(only_writer(path))
                 if keep_iterations is None:
                     self._remove_old_run()
                 else:
@@ -261,9 +274,9 @@ class RunFolder:
             shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def _keep(self, iterations: int, policies: bool) -> None:
-        """Drops what lies behind an iteration, and what was being written."""
-        for partial in self.path.glob(f"*{_PARTIAL}"):
-            partial.unlink()
+        """Deletes the rows and checkpoints after an iteration, and temporary files."""
+        for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
+            (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
         (self.path / _SUMMARY).unlink(missing_ok=True)
         for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name
@@ -281,7 +294,7 @@ class RunFolder:
 
     @property
     def hosts(self) -> Path:
-        """Where the weights of the best grown hosts lie."""
+        """Folder of the best hosts' weights."""
         return self.path / HOSTS
 
     def add_episode(self, number: int, iteration: int, episode: FinishedEpisode) -> None:
@@ -301,7 +314,8 @@ class RunFolder:
             file.append(json.dumps(row).encode() + b"\n")
         except OSError as error:
             raise RunFolderError(
-                f"{file.path} cannot be written: {error.strerror}; mend that, then go on with --resume {self.path}"
+                f"{file.path} cannot be written: {error.strerror}; mend that, then go on with "
+                f"{pasteable('--resume', self.path)}"
             ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -322,7 +336,8 @@ class RunFolder:
         final = self.path / _CHECKPOINTS / f"iteration_{iteration:06d}"
         if not final.exists():
             try:
-                temporary = Path(tempfile.mkdtemp(prefix=_WRITING, dir=final.parent))
+                temporary = final.parent / f"{_WRITING}{uuid.uuid4().hex}"
+                temporary.mkdir()  # of the umask's mode, which one of `mkdtemp` has not
                 try:
                     save(temporary.absolute())
                     _flush(temporary)

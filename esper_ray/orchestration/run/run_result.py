@@ -1,4 +1,4 @@
-"""What a training run came to so far."""
+"""The result of a training run so far."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ LAST_SHARE = 0.2
 
 @dataclass
 class RunTally:
-    """What the iterations so far add up to. Accuracies are kept validation accuracies in percent.
+    """Totals of the iterations so far. Accuracies are kept validation accuracies in percent.
 
     Attributes:
         wait_only: of the hosts that never grew a seed.
@@ -69,7 +69,7 @@ def write_tally(folder: Path, tally: RunTally) -> None:
 
 
 def read_tally(folder: Path) -> RunTally:
-    """Returns what a run had come to at a checkpoint.
+    """Reads the totals of a run at a checkpoint.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -82,7 +82,7 @@ def read_tally(folder: Path) -> RunTally:
 
 @dataclass
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         tally: what its iterations add up to.
@@ -105,16 +105,21 @@ class RunResult:
         return trained[-max(1, round(LAST_SHARE * len(trained))) :] if trained else []
 
     @property
-    def difference(self) -> tuple[float, float] | None:
-        """Mean of the last fifth − mean of the wait-only hosts, points, and its standard error; None without both."""
+    def difference(self) -> tuple[float, float | None] | None:
+        """Mean of the last fifth − mean of the wait-only hosts, points, and its standard error; None without both.
+
+        The error is None, not known, where either are fewer than two.
+        """
         if not self.tally.trained or not self.tally.wait_only:
             return None
         learned, learned_error = mean_with_error(self.last)
         waiting, waiting_error = mean_with_error(self.tally.wait_only)
+        if learned_error is None or waiting_error is None:
+            return learned - waiting, None
         return learned - waiting, (learned_error**2 + waiting_error**2) ** 0.5
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns what summary.json holds."""
+        """Returns the content of summary.json."""
         tally = self.tally
         return {
             "iterations": self.iterations,

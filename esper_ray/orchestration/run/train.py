@@ -1,4 +1,4 @@
-"""The main job, from its start to its end."""
+"""Training runs, from start to end."""
 
 import time
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from esper_ray.orchestration.fleet.interrupts import deferred_interrupts
 from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.loggers import logged, require_loggers
 from esper_ray.orchestration.run.plan import RunObserver, started_run
-from esper_ray.orchestration.run.resume import described, find_resumption, read_start, resume_run, warm_start
+from esper_ray.orchestration.run.resume import described, locked_resumption, read_start, resume_run, warm_start
 from esper_ray.orchestration.run.run_folder import RunFolder
 from esper_ray.orchestration.run.run_result import RunResult
 from esper_ray.orchestration.run.training_run import TrainingRun
 
 
 def train(config: TrainConfig, observer: RunObserver) -> RunResult:
-    """Runs the main job, or goes on with one, and returns what it came to. Ctrl-C ends it early, with a checkpoint.
+    """Starts or resumes a training run and returns its result. Ctrl-C ends it early, with a checkpoint.
 
     Raises:
         EsperError: as `started_training`.
@@ -41,25 +41,26 @@ def train(config: TrainConfig, observer: RunObserver) -> RunResult:
 
 @contextmanager
 def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tuple[TrainingRun, BoardReader]]:
-    """Starts a training run, or takes one up, with its actors and its folder, and ends both afterwards.
+    """Starts or resumes a training run with its actors and its folder, and closes both afterwards.
 
     Raises:
-        EsperError: as `started_run` and `find_resumption`; before any actor starts, and nothing is written.
+        EsperError: as `started_run` and `locked_resumption`; before any actor starts, and nothing is written.
         CheckpointError: the checkpoint that it was to begin with is of other actions, observations or another network.
     """
-    resumption = find_resumption(config) if config.resume is not None else None
-    config = resumption.config if resumption is not None else config
-    require_loggers(config.logger)
-    goes_on = resumption is not None and resumption.checkpoint is not None
-    start = read_start(config) if not goes_on else None
-    kept = resumption.iteration if resumption is not None else None
     with ExitStack() as stack:
+        resumption = stack.enter_context(locked_resumption(config)) if config.resume is not None else None
+        config = resumption.config if resumption is not None else config
+        require_loggers(config.logger)
+        goes_on = resumption is not None and resumption.checkpoint is not None
+        start = read_start(config) if not goes_on else None
+        kept = resumption.iteration if resumption is not None else None
         plan, algorithm, board = stack.enter_context(started_run(config, resumed=resumption is not None))
         if start is not None:  # before anything is written: it may be refused
             warm_start(algorithm, plan, start)
         if resumption is not None and goes_on:
             resume_run(algorithm, plan, resumption)
-        folder = stack.enter_context(RunFolder(plan.out, described(plan, resumption), keep_iterations=kept))
+        row = described(plan, resumption)
+        folder = stack.enter_context(RunFolder(plan.out, row, keep_iterations=kept, is_claimed=True))
         watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)
         if resumption is not None and kept is not None:

@@ -1,6 +1,5 @@
 """A training run in progress: wait-only hosts for comparison, then an iteration at a time, all written down."""
 
-import copy
 import time
 from math import inf
 from pathlib import Path
@@ -8,24 +7,25 @@ from statistics import fmean
 from typing import Any
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import WAYS, TrainConfig
 from esper_ray.orchestration.fleet.interrupts import deferred_interrupts
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, assign, development_seeds, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.health import warnings_of
-from esper_ray.orchestration.learner.learned_policy import LearnedPolicy
-from esper_ray.orchestration.run.checkpoint import CheckpointManifest, present_versions, write_manifest
+from esper_ray.orchestration.run.checkpoint import CheckpointManifest, present_versions
 from esper_ray.orchestration.run.kept_hosts import KeptHosts
 from esper_ray.orchestration.run.metrics import episode_metrics, learner_metrics
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan
 from esper_ray.orchestration.run.run_folder import RunFolder
 from esper_ray.orchestration.run.run_result import RunResult, RunTally, write_tally
-from esper_ray.policies import WaitPolicy
+from esper_ray.policies import LearnedPolicy, WaitPolicy
+from esper_ray.policies.manifest import write_manifest
 from esper_ray.seeding import Stream, derive_seed
+from esper_ray.shell import pasteable
 
 
 class TrainingRun:
-    """Takes a run from iteration to iteration. Whoever made the actors and the folder ends them.
+    """Runs the iterations of a training. The caller owns actors and folder, and closes them.
 
     An interrupt while episodes are played abandons the iteration: `iterate` may be called again and plays the same one.
     One that comes later, while the policy is updated, is held back until the iteration is over and written down. One
@@ -66,7 +66,7 @@ class TrainingRun:
         return self.iteration >= self._plan.iterations
 
     def resume_from(self, tally: RunTally) -> None:
-        """Goes on where a run left off that had come to `tally`; the folder holds its rows and hosts."""
+        """Resumes a run with the totals `tally`, whose rows and hosts are in the folder."""
         self.result.tally = tally
         self._has_waited = True
         self._losses_before = tally.losses
@@ -120,7 +120,7 @@ class TrainingRun:
         return row
 
     def _require_written_down(self) -> None:
-        """Refuses to go on, or to write a checkpoint, after an iteration whose rows could not be written.
+        """Refuses to continue, or to write a checkpoint, after an iteration whose rows could not be written.
 
         Raises:
             RunFolderError: the rows of one are missing.
@@ -128,7 +128,8 @@ class TrainingRun:
         if not self._is_written_down:
             path = self._folder.path
             raise RunFolderError(
-                f"the rows of iteration {self.iteration} in {path} could not be written; go on with --resume {path}"
+                f"the rows of iteration {self.iteration} in {path} could not be written; go on with "
+                f"{pasteable('--resume', path)}"
             )
 
     def _row(self, rllib_result: dict[str, Any], started: float) -> dict[str, Any]:
@@ -162,16 +163,17 @@ class TrainingRun:
         return {cause: count + self._losses_before.get(cause, 0) for cause, count in self.algorithm.losses.items()}
 
     def _evaluate(self) -> dict[str, Any]:
-        """Plays the present policy on held-out hosts, sampled and greedy. The test split stays out of it."""
+        """Plays the present policy on held-out hosts, sampled and deterministic, without the test split."""
         algorithm = self.algorithm
         seeds = development_seeds(self.config.evaluation_episodes)
         training = algorithm.training_seeds(self._plan.iterations)
         assert not set(seeds) & training, "held-out seeds must not occur in training"
         tickets = spread(seeds, min(self._plan.placement.players, len(seeds)))
         algorithm.keep_from = inf
+        network = algorithm.acting_network()
         found: dict[str, Any] = {"episodes": len(seeds)}
-        for way in ("sampled", "greedy"):
-            policy = LearnedPolicy(copy.deepcopy(algorithm.policy_network), greedy=way == "greedy")
+        for way in WAYS:
+            policy = LearnedPolicy(network, self._plan.action_names, self._plan.observation_names, way)
             records = [episode.record for episode in algorithm.play_scripted(tickets, policy)]
             found[way] = {
                 "kept_val_accuracy": fmean(record.kept_val_accuracy for record in records),
@@ -211,7 +213,7 @@ class TrainingRun:
         return self._folder.save_checkpoint(self.iteration, save, self.config.checkpoint_every)
 
     def finish(self, seconds: float) -> RunResult:
-        """Writes checkpoint and summary, and returns what the run came to after `seconds` of wall time.
+        """Writes checkpoint and summary, and returns the result after `seconds` of wall time.
 
         After an iteration whose rows could not be written, it writes neither: the run is at its last checkpoint.
 

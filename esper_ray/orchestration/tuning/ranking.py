@@ -1,17 +1,18 @@
-"""From the trials of a search to a ranking of its settings, with the spread over the training seeds."""
+"""Ranks the settings of a search by its trials, with the spread over the training seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from esper_ray.orchestration.run.metrics import standard_deviation
 from esper_ray.orchestration.run.run_result import LAST_SHARE
 
 
 @dataclass
 class TrialResult:
-    """What a trial came to.
+    """The result of a trial.
 
     Attributes:
         name: of its run folder.
@@ -41,7 +42,7 @@ class TrialResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it came to its last iteration, or to a stop rule."""
+        """Whether it reached its last iteration or a stop rule."""
         return self.status == "finished"
 
 
@@ -65,9 +66,8 @@ class RankedSetting:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the training seeds; None of a single one."""
-        values = [value for trial in self.trials if (value := trial.value) is not None]
-        return stdev(values) if len(values) > 1 else None
+        """Standard deviation over the training seeds; None for a single one."""
+        return standard_deviation([value for trial in self.trials if (value := trial.value) is not None])
 
     def as_dict(self, rank: int) -> dict[str, Any]:
         """Returns its entry of ranking.json."""

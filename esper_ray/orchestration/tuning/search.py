@@ -18,6 +18,7 @@ from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.fleet.cluster import ray_for
 from esper_ray.orchestration.fleet.interrupts import sigterm_as_sigint
 from esper_ray.orchestration.fleet.placement import LEARNER_CPUS, Placement, place_trials
+from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.loggers import require_loggers, tune_loggers
 from esper_ray.orchestration.run.plan import origin, require_playable, with_absolute_paths
 from esper_ray.orchestration.run.run_folder import METRICS_FILE, has_ended, read_metrics, write_json
@@ -69,7 +70,7 @@ class SearchPlan:
 
 @dataclass
 class SearchResult:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
         ranking: best first.
@@ -97,7 +98,7 @@ class SearchObserver(Protocol):
         """The first trials are about to start."""
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """How all trials are doing now; comes twice a second at most."""
+        """Called with the progress of all trials, at most twice a second."""
 
 
 def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
@@ -118,31 +119,44 @@ def run_search(config: TuneConfig, observer: SearchObserver) -> SearchResult:
     tasks = _playable_tasks(search)
     if before is None:
         require_usable_folder(config, folder)
-    episodes = search.train.episodes_per_iteration or min(task.episodes_per_iteration for task in tasks)
-    with ray_for(config.address, search.train.plugin), _quiet_tune(), sigterm_as_sigint():
-        runners = before["runners"] if before else search.train.runners
-        concurrent = before["concurrent"] if before else config.max_concurrent
-        try:
-            placement, concurrent = place_trials(
-                runners, concurrent, search.trial_count, episodes, search.train.device, search.train.hosts_per_runner
-            )
-        except PlacementError as error:
-            if before is None:
-                raise
-            raise PlacementError(
-                f"the search began with {concurrent} trials of {runners} runners at a time, which do not fit here; "
-                "resume it where they do"
-            ) from error
-        plan = SearchPlan(config, search, folder, placement, concurrent)
+    with claimed(folder):
         if before is None:
-            remove_search(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / EXPERIMENT, _experiment(plan), exact=True)
-        remove_results(folder)
-        observer.on_start(plan)
-        with _watched(plan, observer.on_trials) as trials:
-            _tuner(plan, resume=config.resume).fit()
-    return _result(plan, trials, time.monotonic() - started)
+            require_usable_folder(config, folder)  # whoever had it before may have left a search
+        with ray_for(config.address, search.train.plugin), _quiet_tune(), sigterm_as_sigint():
+            plan = _plan(config, search, folder, tasks, before)
+            if before is None:
+                remove_search(folder)
+                write_json(folder / EXPERIMENT, _experiment(plan), exact=True)
+            remove_results(folder)
+            observer.on_start(plan)
+            with _watched(plan, observer.on_trials) as trials:
+                _tuner(plan, resume=config.resume).fit()
+        return _result(plan, trials, time.monotonic() - started)
+
+
+def _plan(
+    config: TuneConfig, search: SearchFile, folder: Path, tasks: Sequence[TaskSpec], before: dict[str, Any] | None
+) -> SearchPlan:
+    """Returns the search with its trials placed on the cluster; one that goes on is placed as it began.
+
+    Raises:
+        PlacementError: the cluster has too little room.
+    """
+    episodes = search.train.episodes_per_iteration or min(task.episodes_per_iteration for task in tasks)
+    runners = before["runners"] if before else search.train.runners
+    concurrent = before["concurrent"] if before else config.max_concurrent
+    try:
+        placement, concurrent = place_trials(
+            runners, concurrent, search.trial_count, episodes, search.train.device, search.train.hosts_per_runner
+        )
+    except PlacementError as error:
+        if before is None:
+            raise
+        raise PlacementError(
+            f"the search began with {concurrent} trials of {runners} runners at a time, which do not fit here; "
+            "resume it where they do"
+        ) from error
+    return SearchPlan(config, search, folder, placement, concurrent)
 
 
 def _playable_tasks(search: SearchFile) -> list[TaskSpec]:
@@ -207,7 +221,7 @@ def _dirname(trial: TuneTrial) -> str:
 
 
 class TrialWatch(tune.Callback):
-    """Tells whoever watches how all trials are doing. Holds nothing, because Ray Tune pickles it with the search."""
+    """A Ray Tune callback that reports the progress of all trials. Stateless, because Ray Tune pickles it."""
 
     watcher: ClassVar[Callable[[list[TuneTrial]], None] | None] = None
 

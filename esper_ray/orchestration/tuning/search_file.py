@@ -1,4 +1,4 @@
-"""What a search can be told: the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
+"""The settings of a search, the YAML files of `esper-ray tune`. Imports neither torch nor Ray."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.orchestration.config import LearnerSettings, TrainConfig, parse_config, read_yaml, require_known_keys
+from esper_ray.orchestration.config import (
+    WAYS,
+    LearnerSettings,
+    TrainConfig,
+    parse_config,
+    read_yaml,
+    require_known_keys,
+)
+from esper_ray.shell import pasteable
 
 TASK_PREFIX = "set."
 """A searched key that begins with this names a setting of the task, as `train --set` does."""
@@ -37,7 +45,7 @@ _EPISODE_MEANS = ("return", "kept_val_accuracy", "kept_val_loss", "final_val_acc
 _LEARNER = ("explained_variance", "entropy_share", "kl", "clip_fraction", "value_loss")
 _HELD_OUT = tuple(
     f"evaluation.{way}.{name}"
-    for way in ("sampled", "greedy")
+    for way in WAYS
     for name in ("kept_val_accuracy", "score", "added_parameters", "fossilized_share")
 )
 METRICS = (*_EPISODE_MEANS, "fossilized_share", "episode_seconds", "rollbacks", *_HELD_OUT)
@@ -128,7 +136,7 @@ class NoScheduler(_Strict):
 
 
 class ASHA(_Strict):
-    """Asynchronous successive halving: of the trials that reach a rung, only the best go on."""
+    """Asynchronous successive halving: only the best of the trials that reach a rung continue."""
 
     kind: Literal["asha"]
     grace_iterations: int = Field(2, ge=1)
@@ -153,7 +161,7 @@ Scheduler = Annotated[NoScheduler | ASHA | PBT, Field(discriminator="kind")]
 
 
 class SearchFile(_Strict):
-    """A search: what all trials share, what differs, and how trials are chosen, ended and ranked."""
+    """A search: common settings, the search space, and how trials are chosen, stopped and ranked."""
 
     train: TrainConfig = TrainConfig()
     """What all trials share: settings of `esper-ray train`."""
@@ -236,7 +244,7 @@ class SearchFile(_Strict):
 
     @property
     def settings_count(self) -> int:
-        """How many settings are tried."""
+        """Number of settings that are tried."""
         count = self.samples
         for values in self.space.values():
             count *= len(values.grid) if isinstance(values, Grid) else 1
@@ -244,11 +252,11 @@ class SearchFile(_Strict):
 
     @property
     def trial_count(self) -> int:
-        """How many trials there are: settings × seeds."""
+        """Number of trials: settings × seeds."""
         return self.settings_count * len(self.seeds)
 
     def trial_config(self, setting: Mapping[str, Any], seed: int) -> TrainConfig:
-        """Returns what `train` would be told for a setting, dotted key → value, and a seed.
+        """Returns the `train` configuration of a setting, dotted key → value, and a seed.
 
         Raises:
             ConfigurationError: a value is not valid.
@@ -284,7 +292,7 @@ class SearchFile(_Strict):
 
 
 def load_search(path: Path) -> SearchFile:
-    """Reads a search file.
+    """Reads a search file, or a shipped one by its name.
 
     Raises:
         ConfigurationError: the file cannot be read, a key is unknown (the nearest is named), or a value is not valid.
@@ -292,7 +300,8 @@ def load_search(path: Path) -> SearchFile:
     where = str(path)
     values = read_yaml(where, path)
     if "space" not in values and "train" not in values and "task" in values:
-        raise ConfigurationError(f"{where} has no space to search: it is a file for esper-ray train --config {path}")
+        instead = pasteable("esper-ray", "train", "--config", path)
+        raise ConfigurationError(f"{where} has no space to search: it is a file for {instead}")
     require_known_keys(where, values, SearchFile)
     _require_left_out(where, values.get("train"))
     _require_searchable(where, values.get("space"))
@@ -329,7 +338,7 @@ def _require_searchable(where: str, space: Any) -> None:
 
 
 def _require_values(where: str, key: str, given: Any) -> None:
-    """Refuses what is not one of the ways of giving values, naming the nearest."""
+    """Refuses an unknown kind of search values, naming the nearest."""
     ways: dict[str, type[BaseModel]] = {
         name: kind for kind in (Grid, Choice, Uniform, LogUniform, RandInt) for name in kind.model_fields
     }

@@ -1,6 +1,7 @@
-"""What a search leaves on disk beside its trials: what was searched, the ranking, the best configuration."""
+"""The files of a search beside its trials: the search file, the ranking, the best configuration."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from esper_ray.errors import ConfigurationError, RunFolderError
+from esper_ray.errors import ConfigurationError, RunFolderError, no_permission
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.run.plan import with_absolute_paths
 from esper_ray.orchestration.run.run_folder import replace_file, require_writable, write_json
@@ -20,6 +21,7 @@ RANKING = "ranking.json"
 BEST = "best.yaml"
 TRIALS = "trials"
 """Folder of the trials' run folders."""
+_TRIAL_NAME = re.compile(r"\w+_seed\d+")
 _PICTURES = ("report.html", "ranking.png", "learning_curves.png")
 STATE = "tune"
 """Folder of Ray Tune's own state: pickles, so a search is resumed only from a folder that one trusts."""
@@ -30,12 +32,19 @@ def is_search(folder: Path) -> bool:
     return (folder / EXPERIMENT).is_file()
 
 
+def trial_folders(folder: Path) -> list[Path]:
+    """Returns the folders of a search's trials, in the order of their names; other names are ignored."""
+    return sorted(path for path in (folder / TRIALS).glob("*") if _TRIAL_NAME.fullmatch(path.name))
+
+
 def read_experiment(folder: Path) -> dict[str, Any]:
-    """Returns what experiment.json of a search holds.
+    """Returns the content of a search's experiment.json.
 
     Raises:
         RunFolderError: there is no search in the folder, or the file is damaged.
     """
+    if (refusal := no_permission(folder / EXPERIMENT)) is not None:
+        raise RunFolderError(refusal)
     try:
         return dict(json.loads((folder / EXPERIMENT).read_text()))
     except OSError as error:
@@ -73,13 +82,13 @@ def remove_search(folder: Path) -> None:
 
 
 def remove_results(folder: Path) -> None:
-    """Removes what a search leaves at its end, because it goes on or begins anew."""
+    """Deletes the result files of a search that is resumed or started anew."""
     for name in (RANKING, BEST, *_PICTURES):
         (folder / name).unlink(missing_ok=True)
 
 
 def require_same_search(config: TuneConfig, search: SearchFile, folder: Path) -> dict[str, Any]:
-    """Returns experiment.json of the search to go on with, after checking that the file still says the same.
+    """Returns experiment.json of the search to resume, after checking that the search file is unchanged.
 
     Raises:
         RunFolderError: there is no search in the folder.
@@ -123,10 +132,11 @@ def write_best(folder: Path, search: SearchFile, best: RankedSetting, runners: i
         "iterations": config.iterations,
         "runners": runners,
     }
-    spread = f", standard deviation {best.std:.4g}" if best.std is not None else ""
+    deviation = "not known" if best.std is None else f"{best.std:.4g}"
     lines = [
         f"# The best setting of a search by {search.metric}: {describe(best.setting)}",
-        f"# {search.metric} {best.mean:.4g} over {len(best.trials)} training seeds{spread}",
+        f"# {search.metric} {best.mean:.4g} over {len(best.trials)} training seed{'s' * (len(best.trials) != 1)}, "
+        f"standard deviation {deviation}",
     ]
     if search.scheduler.kind == "pbt":
         lines.append("# Population-based training changed it on the way; these are the values at the end.")

@@ -1,4 +1,4 @@
-"""From a search file to Ray Tune's search space, search algorithm and scheduler."""
+"""Builds Ray Tune's search space, search algorithm and scheduler from a search file."""
 
 import tempfile
 from pathlib import Path
@@ -12,6 +12,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from esper_ray.errors import ConfigurationError
+from esper_ray.optional import optional
 from esper_ray.orchestration.tuning.search_file import (
     ASHA,
     PBT,
@@ -53,7 +54,7 @@ class SeedRepeater(Repeater):
             Path(checkpoint_path).write_bytes(pickle.dumps((inner.read_bytes(), self.get_state())))
 
     def restore(self, checkpoint_path: str) -> None:
-        """Takes up what `save` wrote."""
+        """Restores the state that `save` wrote."""
         inner_state, state = pickle.loads(Path(checkpoint_path).read_bytes())
         with tempfile.TemporaryDirectory() as folder:
             inner = Path(folder) / "searcher"
@@ -132,7 +133,7 @@ def param_space(search: SearchFile) -> dict[str, Any]:
 
 
 def search_algorithm(search: SearchFile, concurrent: int) -> SearchAlgorithm | Searcher:
-    """Returns what chooses the trials, at most `concurrent` at a time."""
+    """Returns the search algorithm, with at most `concurrent` trials at a time."""
     if search.algorithm == "random":
         # Each draw is kept for all grids, the seeds among them.
         return BasicVariantGenerator(
@@ -151,17 +152,16 @@ def require_optuna() -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    try:
-        import optuna
-    except ImportError:
+    found = optional("optuna", "logging", "create_study")
+    if found is None:
         raise ConfigurationError(
-            "algorithm optuna needs the extra [search]: pip install -e '.[search]', or use algorithm random"
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+            "algorithm optuna needs its library: pip install optuna (the extra [search]), or use algorithm random"
+        )
+    found[0].set_verbosity(found[0].WARNING)
 
 
 def scheduler(search: SearchFile) -> TrialScheduler:
-    """Returns what ends trials early, or changes them."""
+    """Returns the scheduler, which stops trials early or changes them."""
     chosen = search.scheduler
     if isinstance(chosen, ASHA):
         return SeparateSeeds(

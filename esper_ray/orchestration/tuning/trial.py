@@ -26,13 +26,13 @@ from esper_ray.tasks import get_task_spec, with_tokenizer
 
 _STATE = "trial.json"
 _POLICY = "policy"
-_FORMER_ACTOR_MAY_TAKE = 60.0
+_FORMER_ACTOR_MAY_TAKE = 600.0
 """Seconds. Ray Tune may start a trial's next actor while the one before it is still ending."""
 
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a search share.
+    """Settings that all trials of a search share.
 
     Attributes:
         folder: of the search; on a cluster a folder that every machine sees under this path.
@@ -65,7 +65,7 @@ class Trial(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], context: TrialContext) -> None:
-        """Takes up the trial's configuration. The actors are built by the first step that needs them."""
+        """Reads the trial's configuration. The actors are built by the first step that needs them."""
         self._context = context
         self._setting = {key: value for key, value in config.items() if key != SEED}
         self._train_config: TrainConfig = context.search.trial_config(self._setting, config[SEED])
@@ -76,7 +76,7 @@ class Trial(tune.Trainable):
         self._seconds = 0.0
 
     def step(self) -> dict[str, Any]:
-        """Plays an iteration and returns what can rank or stop a trial, by its dotted name."""
+        """Plays an iteration and returns the numbers that can rank or stop a trial, by dotted name."""
         if self._run is None and has_ended(self._path):
             rows = read_metrics(self._path)
             return {**reported(rows[self.iteration]), "done": self.iteration + 1 >= len(rows)}
@@ -103,7 +103,7 @@ class Trial(tune.Trainable):
         (Path(checkpoint_dir) / _STATE).write_text(json.dumps(state))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Takes up a checkpoint: this trial's own, or that of another, whose policy it takes over."""
+        """Loads a checkpoint: this trial's own, or that of another, whose policy it copies."""
         self._stack.close()
         self._run = None
         if not has_ended(self._path):
@@ -119,7 +119,7 @@ class Trial(tune.Trainable):
         self._stack.close()
 
     def _build(self, checkpoint: Path | None) -> TrainingRun:
-        """Builds the actors and begins the run, or goes on from a checkpoint."""
+        """Builds the actors and starts the run, or resumes it from a checkpoint."""
         config = self._train_config
         load_plugins(config.plugin)
         task = with_tokenizer(get_task_spec(config.task, config.task_overrides()), config.data_dir)
@@ -144,7 +144,7 @@ class Trial(tune.Trainable):
 
 
 def _await_unlocked(folder: Path) -> None:
-    """Waits for a while for whoever writes there; after that `RunFolder` refuses."""
+    """Waits for another writer of the folder to finish, for a limited time."""
     give_up = time.monotonic() + _FORMER_ACTOR_MAY_TAKE
     while folder.is_dir() and time.monotonic() < give_up:
         try:
@@ -161,5 +161,5 @@ def trial_name(trial_id: str, seed: int) -> str:
 
 
 def reported(row: dict[str, Any]) -> dict[str, float]:
-    """Returns what of a row of metrics.jsonl can rank or stop a trial, by its dotted name."""
+    """Returns the numbers of a metrics row that can rank or stop a trial, by dotted name."""
     return {key: value for key in STOP_KEYS if (value := lookup(row, key)) is not None}

@@ -1,0 +1,50 @@
+"""Commands that are printed can be pasted: quoted, and relative to where the user is."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from esper_ray.cli.train import summary
+from esper_ray.errors import ConfigurationError
+from esper_ray.orchestration.config import TrainConfig, load_config
+from esper_ray.orchestration.run.run_result import RunResult, RunTally
+from esper_ray.report.shell_command import shell_command
+from esper_ray.shell import pasteable
+
+
+def test_paths_are_quoted_and_relative_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pasteable("esper-ray", "report", tmp_path / "mein Lauf ü") == "esper-ray report 'mein Lauf ü'"
+    assert pasteable("report", tmp_path) == "report ."
+    assert pasteable("report", tmp_path.parent / "o'clock") == f"""report '{tmp_path.parent}/o'"'"'clock'"""
+    assert pasteable("report", Path("-x")) == "report ./-x", "no flag"
+
+
+def test_the_commands_after_a_training_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "mein Lauf ü"
+    plan: Any = SimpleNamespace(out=out, iterations=1)
+    result = RunResult(plan, RunTally(trained=[50.0, 60.0]), out / "checkpoints" / "iteration_000001", 1)
+    commands = [
+        shlex.split(line[len("Next: ") :]) for line in summary(result, TrainConfig()) if line.startswith("Next: ")
+    ]
+    assert commands == [
+        ["tensorboard", "--logdir", "mein Lauf ü"],
+        ["esper-ray", "compare", "mein Lauf ü/checkpoints/iteration_000001"],
+        ["esper-ray", "export", "mein Lauf ü", "--best"],
+    ]
+
+
+def test_a_search_given_to_train_is_answered_with_its_command(tmp_path: Path) -> None:
+    file = tmp_path / "my search.yaml"
+    file.write_text("space: {}")
+    with pytest.raises(ConfigurationError, match=r"describes a search: esper-ray tune '.*my search\.yaml'"):
+        load_config(file)
+
+
+def test_lists_of_a_recorded_command_stand_behind_one_flag() -> None:
+    recorded = {"name": "train", "plugin": ["a", "b"], "set": ["x=[1, 2]", "y=3"], "logger": []}
+    assert shell_command(recorded) == "esper-ray train --plugin a b --set 'x=[1, 2]' y=3"
