@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from driver import refused
 from fakes import HeldOutEnv
-from finished_runs import EPOCHS, FinishedRuns
+from finished_runs import POOLED_EPOCHS, FinishedRuns
 from shared_ray import start as start_ray
 
 from esper_ray.cli.main import run
@@ -30,7 +30,16 @@ from esper_ray.policies.manifest import write_manifest
 pytestmark = pytest.mark.usefixtures("session_ray")
 
 OTHER = [
-    *("--runners", "0", "--episodes-per-iteration", "4", "--max-epochs", str(EPOCHS), "--wait-only-episodes", "0"),
+    *(
+        "--runners",
+        "0",
+        "--episodes-per-iteration",
+        "4",
+        "--max-epochs",
+        str(POOLED_EPOCHS),
+        "--wait-only-episodes",
+        "0",
+    ),
     *(
         "--reward",
         "paired",
@@ -40,7 +49,7 @@ OTHER = [
         "decisions.min_cull_age=11",
     ),
 ]
-ROUNDS = ["--search-rounds", "1,2", "--runners", "0"]
+ROUNDS = ["--search-rounds", "1,2", "--runners", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ def test_an_evaluation_is_the_saved_policy_on_held_out_hosts_with_test_accuracy_
     assert "4 held-out hosts, sampled, after 2 iterations: kept test accuracy" in printed
     played = rows(out)
     assert {row["episode_seed"] for row in played} == set(held_out_seeds(4))
-    assert sum(line.startswith("  ...") and len(line.split()[0]) == 12 for line in printed.splitlines()) == 2
+    assert sum(line.startswith("  ...") and len(line.split()[0]) == POOLED_EPOCHS for line in printed.splitlines()) == 2
 
     (file,) = out.glob("evaluation-sampled-*.json")
     found = json.loads(file.read_text())
@@ -97,7 +106,7 @@ def test_it_scores_what_rllib_s_own_evaluation_of_the_same_weights_scores(
 ) -> None:
     out = tmp_path / "held_out"
     greedy = ["--greedy"] * (way == "median")
-    assert run(["evaluate", str(trained), "--episodes", "4", "--runners", "0", "--out", str(out), *greedy]) == 0
+    assert run(["evaluate", str(trained), "--episodes", "4", "--runners", "1", "--out", str(out), *greedy]) == 0
     actor = ActorSettings(read_manifest(trained).task_spec())
     learning = Learning(LearnerSettings(), iterations=1, episodes_per_iteration=4, seed=0)
     config = build_config(actor, learning, Placement(1, 1, 0.0))
@@ -191,8 +200,8 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     assert found["verdict"].startswith("No difference shown")  # four hosts are too few
     spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
     metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
-    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * EPOCHS
-    assert spent["schedule"] == found["schedule"]["episodes"] * EPOCHS
+    assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * POOLED_EPOCHS
+    assert spent["schedule"] == found["schedule"]["episodes"] * POOLED_EPOCHS
     assert spent["wait"] == 0
 
 
@@ -220,7 +229,7 @@ def test_a_comparison_that_was_cut_off_goes_on_and_comes_to_the_same(
     (out / "episodes.jsonl").write_text(whole[: len(whole) // 2])  # in the middle of a line
     (out / "comparison.json").unlink()
     kept = set((out / "episodes.jsonl").read_text().splitlines()[:-1])
-    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS, "--runners", "1"]) == 0
+    assert run(["compare", str(trained), "--episodes", "4", "--out", str(out), *ROUNDS, "--runners", "2"]) == 0
     again, before = (json.loads((folder / "comparison.json").read_text()) for folder in (out, compared))
     of_this_call = {"seconds": 0, "run": {}}
     assert again | of_this_call == before | of_this_call
@@ -241,7 +250,7 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     assert run(["train", "--iterations", "1", "--seed", "7", "--out", str(other), *OTHER]) == 0
     second = other / "checkpoints" / "iteration_000001"
     out = tmp_path / "held_out"
-    controls = ["--controls", "wait", "--episodes", "3", "--runners", "0", "--out", str(out)]
+    controls = ["--controls", "wait", "--episodes", "3", "--runners", "1", "--out", str(out)]
     assert run(["compare", str(trained), str(second), *controls]) == 0
     found = json.loads((out / "comparison-of-2.json").read_text())
     each = [found["checkpoints"][str(path)]["controls"]["wait"]["difference"]["mean"] for path in (trained, second)]
@@ -254,7 +263,7 @@ def test_checkpoints_of_other_training_seeds_are_reported_each_and_together(
     again = tmp_path / "again" / trained.name
     shutil.copytree(trained, again)
     assert "have the same training seed 0" in refused(capsys, "compare", trained, again)
-    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4", "--runners", "0"]) == 0
+    assert run(["compare", str(third), "--controls", "wait", "--episodes", "4", "--runners", "1"]) == 0
     assert "what the learned policy, sampled, does on which hosts" in capsys.readouterr().out.replace("\n", " ")
     found = json.loads((varied / "held_out" / third.name / "comparison.json").read_text())
     assert found["checkpoints"][str(third)]["median_by_host"] == found["median_by_host"]

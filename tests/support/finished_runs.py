@@ -18,8 +18,8 @@ from esper_ray.orchestration.fleet.cluster import local_ray
 _SMALL = ("--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2")
 SHORT_RUN = ("--max-epochs", "12", "--episodes-per-iteration", "6", "--ppo.minibatch-size", "32", *_SMALL)
 """Settings of a run of six episodes of 12 epochs in an iteration, each of some 20 milliseconds."""
-EPOCHS = 14
-"""Of an episode of all but the undisturbed run."""
+EPOCHS, POOLED_EPOCHS = 14, 12
+"""Epochs of an episode, of most runs and of the pooled one."""
 _SHORT = ("--max-epochs", str(EPOCHS), "--ppo.minibatch-size", "32")
 _EVALUATED = ("--evaluate-every", "2", "--evaluation-episodes", "3")
 _RUNS: dict[str, Sequence[str]] = {
@@ -28,13 +28,13 @@ _RUNS: dict[str, Sequence[str]] = {
         *("--wait-only-episodes", "2", *_SMALL),
     ),
     "pooled": (
-        *("train", "--runners", "0", "--iterations", "2", "--episodes-per-iteration", "6", *_SHORT, *_EVALUATED),
-        *("--wait-only-episodes", "0", "--host-pool", "4", "--skip-forced-waits", "--reward", "paired"),
+        *("train", "--runners", "2", "--iterations", "2", "--episodes-per-iteration", "6", *_SHORT, *_EVALUATED),
+        *("--wait-only-episodes", "0", "--host-pool", "4", "--skip-forced-waits", "--max-epochs", str(POOLED_EPOCHS)),
         *("--set", "data.train_samples=64", "data.validation_samples=50", "decisions.min_cull_age=11"),
     ),
     "varied": (
         *("train", "--runners", "0", "--iterations", "1", "--episodes-per-iteration", "6", *_SHORT),
-        *("--wait-only-episodes", "0", "--host-variety", "--reward", "loss"),
+        *("--wait-only-episodes", "0", "--host-variety", "--reward", "paired"),
         *("--set", "data.train_samples=64", "data.validation_samples=50", "decisions.min_cull_age=11"),
     ),
     "heuristic": (
