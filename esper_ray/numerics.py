@@ -70,7 +70,7 @@ def numeric_settings() -> dict[str, str]:
 
 
 def _float32_precision() -> dict[str, str]:
-    """Returns how precise float32 products are; torch below 2.9 knows fewer switches."""
+    """Returns how precise float32 products are; torch below 2.9 knows fewer switches. What is not set is "ieee"."""
     if not hasattr(torch.backends, "fp32_precision"):
         return {
             "torch.get_float32_matmul_precision": torch.get_float32_matmul_precision(),
@@ -80,5 +80,5 @@ def _float32_precision() -> dict[str, str]:
     for name in _PRECISIONS:
         backend, operation = name.split(".")
         switch = getattr(getattr(torch.backends, backend), operation)
-        found[f"torch.backends.{name}.fp32_precision"] = str(switch.fp32_precision)
+        found[f"torch.backends.{name}.fp32_precision"] = str(switch.fp32_precision).replace("none", "ieee")
     return found

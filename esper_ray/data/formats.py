@@ -8,16 +8,16 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from esper_ray.data.source import Split
 from esper_ray.errors import DatasetError
+
+if TYPE_CHECKING:  # pyarrow and pillow are imported by what reads parquet files and images: training needs neither
+    import pyarrow as pa
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)(?:-[0-9A-Za-z]+)?\.parquet$")
 
@@ -70,12 +70,15 @@ def _is_shard(path: Path) -> bool:
     return _SHARD.search(path.name) is not None
 
 
-def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.Table]:
+def read_shards(files: Sequence[Path], columns: Sequence[str]) -> "dict[str, pa.Table]":
     """Reads columns of the parquet files that `find_shards` found; returns split name → table.
 
     Raises:
         DatasetError: a file is truncated or altered, or lacks a column.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     tables: dict[str, list[pa.Table]] = {}
     for path in files:
         try:
@@ -88,7 +91,7 @@ def read_shards(files: Sequence[Path], columns: Sequence[str]) -> dict[str, pa.T
     return {name: pa.concat_tables(parts, promote_options="permissive") for name, parts in tables.items()}
 
 
-def decode_images(table: pa.Table, image: str, where: str, mode: str, side: int) -> NDArray[np.uint8]:
+def decode_images(table: "pa.Table", image: str, where: str, mode: str, side: int) -> NDArray[np.uint8]:
     """Decodes a column of encoded images, structs {bytes, path} as Hugging Face `datasets` stores them.
 
     Args:
@@ -103,6 +106,8 @@ def decode_images(table: pa.Table, image: str, where: str, mode: str, side: int)
     Raises:
         DatasetError: an image cannot be decoded, or is of another mode or size.
     """
+    from PIL import Image
+
     decoded = []
     for row, entry in enumerate(table.column(image).to_pylist()):
         try:
@@ -138,7 +143,7 @@ def require_labels(labels: NDArray[Any], images: NDArray[Any], classes: int, whe
 
 
 def image_splits(
-    tables: dict[str, pa.Table], image: str, name: str, mode: str, side: int, classes: int
+    tables: "dict[str, pa.Table]", image: str, name: str, mode: str, side: int, classes: int
 ) -> tuple[Split, Split]:
     """Returns the train and test split of tables with an image column and a column "label"."""
     train, test = (
@@ -147,7 +152,7 @@ def image_splits(
     return train, test
 
 
-def _image_split(table: pa.Table, image: str, where: str, mode: str, side: int, classes: int) -> Split:
+def _image_split(table: "pa.Table", image: str, where: str, mode: str, side: int, classes: int) -> Split:
     images = decode_images(table, image, where, mode, side)
     return images, require_labels(table.column("label").to_numpy(), images, classes, where)
 
