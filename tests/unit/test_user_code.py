@@ -84,7 +84,12 @@ def test_weights_that_change_while_something_is_computed_are_not_what_is_kept(tm
     task = get_task_spec(name, {"host.weights": str(weights)})
     torch.save(torch.zeros(8, 4), weights)
     cache = HostCache("twins", task, prepare_data(task).folder, torch.device("cpu"))
-    assert cache.get(1, lambda: torch.save(torch.ones(8, 4), weights)) == (None, False)
+
+    def replaced_meanwhile() -> str:
+        torch.save(torch.ones(8, 4), weights)
+        return "of both"
+
+    assert cache.get(1, replaced_meanwhile) == ("of both", False)
     assert cache.get(1, lambda: "new") == ("new", False)
     assert cache.get(1, lambda: "newer") == ("new", True)
     torch.save(torch.zeros(8, 4), weights)
