@@ -197,7 +197,7 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
     own = found["checkpoints"][str(trained)]
     assert own["controls"] == found["controls"]
     assert (own["seed"], own["iteration"], own["digest"]) == (0, 2, digest)
-    assert found["verdict"].startswith("No difference shown")  # four hosts are too few
+    assert found["verdict"].startswith("4 held-out hosts are too few")
     spent = {row["policy"]: row["host_epochs_spent"] for row in found["policies"]}
     metrics = [json.loads(line) for line in (trained.parent.parent / "metrics.jsonl").read_text().splitlines()]
     assert spent["sampled"] == metrics[-1]["host_epochs"] < 2 * 6 * POOLED_EPOCHS
