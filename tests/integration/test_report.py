@@ -151,7 +151,7 @@ class TestThePageOfARun:
                 for stage in row["stages"]:
                     stages += [stage] * (stage != stages[-1])
                 assert page.locator("#chart-episode-stages .mark-rect path").count() >= len(stages)
-                assert f"{row['kept_val_accuracy']:.1f} %" in page.inner_text("#episode-manifest")
+                assert f"{row['kept_val_accuracy']:.1f} %" in page.inner_text("#episode-facts")
                 seen.add(timeline.inner_html())
             assert len(seen) > 1
             page.click("[data-preset=best]")

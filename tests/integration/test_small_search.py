@@ -13,7 +13,7 @@ SEARCH = {
         **{"task": "digits", "iterations": 1, "episodes_per_iteration": 4, "wait_only_episodes": 0, "max_epochs": 12},
         "set": ["data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"],
     },
-    "space": {"ppo.lr_start": {"grid": [0.001, 0.003]}},
+    "space": {"ppo.lr_start": {"grid": [0.002, 0.003]}},
     "seeds": [0],
 }
 
@@ -27,7 +27,7 @@ def test_a_search_ranks_its_settings_and_the_best_can_be_trained(
     assert run(["tune", str(file), "--out", str(out)]) == 0
     settings = json.loads((out / "ranking.json").read_text())["settings"]
     assert [entry["rank"] for entry in settings] == [1, 2]
-    assert {entry["setting"]["ppo.lr_start"] for entry in settings} == {0.001, 0.003}
+    assert {entry["setting"]["ppo.lr_start"] for entry in settings} == {0.002, 0.003}
     assert settings[0]["mean"] >= settings[1]["mean"]
     best = yaml.safe_load((out / "best.yaml").read_text())
     assert best["ppo"]["lr_start"] == settings[0]["setting"]["ppo.lr_start"]

@@ -20,6 +20,8 @@ from esper_ray.orchestration.run.run_folder import replace_file, require_writabl
 
 _EPISODES = "episodes.jsonl"
 _SETTINGS = "settings.json"
+_NAMED = 8
+"""Differences that a refusal names, at most."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ class EpisodeStore:
             raise RunFolderError(f"{path} is damaged: it holds no settings; name another folder with --out")
         differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
         if differing:
+            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
             raise RunFolderError(
-                f"--out {self.folder} holds episodes of another {', '.join(differing)}; name another folder"
+                f"--out {self.folder} holds episodes of another {', '.join(differing[:_NAMED])}{more}; "
+                "name another folder"
             )
 
     def _read(self) -> None:
