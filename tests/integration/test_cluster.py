@@ -17,7 +17,6 @@ import pytest
 import ray
 import shared_ray
 from clusters import CloudsTask, actors_per_node, assert_unused, free_port, start_cluster
-from processes import ray_processes
 from ray.cluster_utils import Cluster
 
 from esper_ray.cli.main import run
@@ -115,15 +114,6 @@ def test_auto_means_the_cluster_that_the_environment_names(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
-    assert "no Ray cluster answers there" in refusal(["train", "--address", "auto"], capsys)
-
-
-def test_auto_without_a_cluster_is_one_line_at_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if ray_processes():
-        pytest.skip("a Ray runs on this machine, and auto would join it")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "no Ray cluster answers there" in refusal(["train", "--address", "auto"], capsys)
 
 

@@ -62,3 +62,11 @@ def test_a_machine_with_too_little_memory_is_refused_with_the_number_that_it_hol
         assert run([*asked, *at, "--runners", "2"]) == 0
     finally:
         larger.shutdown()
+
+
+def test_auto_without_a_cluster_is_one_line_at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nightly, where no other test runs beside it: any Ray of this machine would answer."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "no Ray cluster answers there" in refused(capsys, "train", "--address", "auto")
