@@ -8,8 +8,10 @@ import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+if TYPE_CHECKING:  # the command line's help does without it
+    from pydantic import ValidationError
 
 
 class EsperError(Exception):
@@ -104,7 +106,7 @@ def differing_names(then: Sequence[str], now: Sequence[str]) -> str:
     return "; ".join(parts) or "they have another order"
 
 
-def setting_error(error: ValidationError) -> str:
+def setting_error(error: "ValidationError") -> str:
     """Returns the first thing that is wrong with some settings: which one, its value, and what was expected."""
     first = error.errors()[0]
     if first["type"] == "value_error":  # one of ours, which says everything

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_ray", "own_folder")
         ("train --set host.blocks=4", "needs at least 16×16; the image has 8×8"),
         (
             "train --reward gian",
-            "reward.mode='gian': Input should be 'contribution', 'gain', 'loss', 'sparse' or 'paired'",
+            "reward.mode='gian' of TaskSpec: Input should be 'contribution', 'gain', 'loss', 'sparse' or 'paired'",
         ),
         ("train --host-pool 0", "--host-pool: input should be greater than or equal to 1, got 0"),
         ("train --evaluate-every -1", "--evaluate-every: input should be greater than or equal to 0, got -1"),

@@ -237,7 +237,7 @@ def test_an_action_means_the_same_on_every_host() -> None:
     [
         ("fashion_mnist", "variety.option.blocks", [1], "did you mean 'variety.options.blocks'"),
         ("digits", "variety.hosts", 2, "variety.hosts=2"),
-        ("digits", "variety.hosts", [2], "variety.hosts.0=2: Input should be a valid dictionary"),
+        ("digits", "variety.hosts", [2], "variety.hosts.0=2 of TaskSpec: Input should be a valid dictionary"),
         ("digits", "variety.hosts", [{"bloks": 1}], "unknown option of host 'cnn' 'bloks': did you mean 'blocks'"),
         ("digits", "variety.hosts", [{"blocks": 0}], "host.blocks=0"),
         ("digits", "variety.options", {"blocks": [1]}, "unknown task setting 'variety.options'"),

@@ -65,31 +65,36 @@ def locked_resumption(asked: TrainConfig) -> Iterator[Resumption]:
     """As `find_resumption`; meanwhile no other process writes the run.
 
     Raises:
+        ConfigurationError: something was asked for that the run has decided already.
         RunFolderError: another process writes it.
     """
     assert asked.resume is not None
+    _require_nothing_decided(asked)
     read_config(asked.resume)
     with only_writer(asked.resume):
         yield find_resumption(asked)
+
+
+def _require_nothing_decided(asked: TrainConfig) -> None:
+    assert asked.resume is not None
+    for name, value in asked:
+        if name not in _WITH_RESUME and value != TrainConfig.model_fields[name].get_default(call_default_factory=True):
+            raise ConfigurationError(
+                f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
+                "a new one can begin with its policy: "
+                f"{pasteable('--from-checkpoint', asked.resume / 'checkpoints' / 'iteration_N')}"
+            )
 
 
 def find_resumption(asked: TrainConfig) -> Resumption:
     """Finds the point at which the run `asked.resume` can be resumed, without changing anything.
 
     Raises:
-        ConfigurationError: something was asked for that the run has decided already.
         RunFolderError: it is no training run, it is over, or a part of it is missing.
         CheckpointError: none of its checkpoints can be read.
     """
     assert asked.resume is not None
     run = asked.resume
-    for name, value in asked:
-        if name not in _WITH_RESUME and value != TrainConfig.model_fields[name].get_default(call_default_factory=True):
-            raise ConfigurationError(
-                f"leave out --{name.replace('_', '-')} with --resume: a run goes on with the settings that it has; "
-                "a new one can begin with its policy: "
-                f"{pasteable('--from-checkpoint', run / 'checkpoints' / 'iteration_N')}"
-            )
     quiet_logging()  # RLlib warns about its own networks
     stored = read_config(run)
     config = _config_of(run, stored)
