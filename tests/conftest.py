@@ -13,6 +13,7 @@ import shared_ray
 import torch
 from fast_tasks import make_fast_task
 from finished_runs import FinishedRuns
+from plugin_source import registries_as_before
 from processes import leftovers, ray_processes
 
 from esper_ray.tasks import TaskSpec
@@ -39,6 +40,13 @@ def _one_thread_and_own_folders(tmp_path_factory: pytest.TempPathFactory) -> Ite
             patch.setenv("PYTHONPATH", str(Path(__file__).parent / folder), prepend=os.pathsep)
         yield
         shared_ray.stop()
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before(tmp_path: Path) -> Iterator[None]:
+    """What a test registers, no other test sees."""
+    with registries_as_before(tmp_path):
+        yield
 
 
 @pytest.fixture

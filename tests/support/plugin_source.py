@@ -7,8 +7,7 @@ from itertools import count
 from pathlib import Path
 from textwrap import dedent, indent
 
-import pytest
-
+from esper_ray import plugins
 from esper_ray.data import source
 from esper_ray.models import blueprints, hosts
 from esper_ray.tasks import registry
@@ -92,20 +91,27 @@ def write_plugin(folder: Path, **changes: str) -> str:
 
 
 @contextmanager
-def own_registries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Works in `folder`; afterwards nothing is registered or imported that was not before."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    registries = {
-        registry: ("_TASKS", "_WRONG", "_FUNCTIONS"),
-        hosts: ("_FACTORIES", "_OPTIONS"),
-        blueprints: ("_REGISTRY",),
-    }
-    for module, names in {**registries, source: ("_SOURCES",)}.items():
-        for name in names:
-            monkeypatch.setattr(module, name, dict(getattr(module, name)))
-    before = set(sys.modules)
+def registries_as_before(folder: Path) -> Iterator[None]:
+    """Afterwards nothing is registered, loaded as a plugin or imported from `folder` that was not before."""
+    registries = [
+        getattr(module, name)
+        for module, names in {
+            registry: ("_TASKS", "_WRONG", "_FUNCTIONS"),
+            hosts: ("_FACTORIES", "_OPTIONS"),
+            blueprints: ("_REGISTRY",),
+            source: ("_SOURCES",),
+            plugins: ("_LOADED",),
+        }.items()
+        for name in names
+    ]
+    contents, path, modules = [dict(kept) for kept in registries], [*sys.path], set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
-        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+    loaded = set(plugins._LOADED) - set(contents[-1])
+    for kept, content in zip(registries, contents, strict=True):
+        kept.clear()
+        kept.update(content)
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if name in loaded or (file and Path(file).resolve().is_relative_to(folder.resolve())):
             del sys.modules[name]

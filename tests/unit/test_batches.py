@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from esper_ray.data import (
     prepare,
 )
 from esper_ray.data.batches import iterate_batched
-from esper_ray.data.source import _SOURCES
 from esper_ray.errors import ConfigurationError, DatasetError
 from esper_ray.tasks import DataSettings, TaskSpec, load_task_data
 
@@ -36,8 +35,8 @@ def splits(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Registers a data source that returns what it is given, and takes it back."""
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Registers a data source that returns what it is given."""
     monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path))
     content: dict[str, Any] = {}
 
@@ -52,8 +51,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         task = TaskSpec(name="t", summary="", data=DataSettings(source="made_up"), **classes)
         return load_task_data(task)
 
-    yield prepare_it
-    del _SOURCES["made_up"]
+    return prepare_it
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """Seeds fit the host that they grow in: causal or not, its type, its memory layout; what does not fit is one line."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from fast_tasks import make_fast_text_task
-from plugin_source import own_registries
 from torch import Tensor, nn
 
 from esper_ray.errors import EsperError, LifecycleError
@@ -19,12 +17,6 @@ from esper_ray.training import _train_one_epoch
 WIDTH, CLASSES = 8, 3
 QUICK = LifecycleSettings(training_dwell=1, shadowing_dwell=1, blending_steps=3)
 ATTENTION = ["attention", *({"flex_attention"} - {*barred_blueprints("transformer", WIDTH)})]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with own_registries(tmp_path, monkeypatch):
-        yield
 
 
 class Encoder(SlottedHost):

@@ -1,14 +1,12 @@
 """Integers stay integers, and standardisation is a setting: in batches, in lockstep, in an export and in hosts."""
 
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from plugin_source import own_registries
 from torch import Tensor, nn
 
 from esper_ray.cli.main import run
@@ -45,10 +43,8 @@ QUICK: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with own_registries(tmp_path, monkeypatch):
-        monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path / "cache"))
-        yield
+def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(own_folder / "cache"))
 
 
 def words(dtype: Any = np.int64, samples: int = 240, shape: tuple[int, ...] = (LENGTH,)) -> Any:

@@ -1,13 +1,12 @@
 """Each hook of a plugin is held to what it promises, in one line; one wrong task does not hide the others."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from plugin_source import own_registries, write_plugin
+from plugin_source import write_plugin
 from torch import nn
 
 from esper_ray.cli.main import run
@@ -28,10 +27,8 @@ from esper_ray.tasks import (
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with own_registries(tmp_path, monkeypatch):
-        monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path / "cache"))
-        yield
+def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(own_folder / "cache"))
 
 
 def spec(name: str = "mine", **settings: Any) -> TaskSpec:

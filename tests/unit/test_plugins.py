@@ -1,34 +1,17 @@
 """A user's own hosts, blueprints, data and tasks: taken up everywhere, refused with the remedy when they are wrong."""
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from plugin_source import write_plugin
 
 from esper_ray.cli.main import run
-from esper_ray.data import source
-from esper_ray.models import CNNHost, blueprints, host, hosts
+from esper_ray.models import CNNHost, host
 from esper_ray.orchestration.run import plan
 from esper_ray.plugins import load_plugins
-from esper_ray.tasks import get_task_spec, registry, task_names
+from esper_ray.tasks import get_task_spec, task_names
 
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs in a folder of its own; afterwards nothing is registered or imported that was not before."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    registries = {registry: ("_TASKS",), hosts: ("_FACTORIES", "_OPTIONS"), blueprints: ("_REGISTRY",)}
-    for module, names in {**registries, source: ("_SOURCES",)}.items():
-        for name in names:
-            monkeypatch.setattr(module, name, dict(getattr(module, name)))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("own", "examples")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:

@@ -3,13 +3,13 @@
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from plugin_source import own_registries, write_plugin
+from plugin_source import write_plugin
 
 from esper_ray.data import prepare
 from esper_ray.data.cache import cache_folder
@@ -29,11 +29,9 @@ BASE = "import torch\nfrom torch import nn\n\nclass Base(nn.Module):\n    gain =
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with own_registries(tmp_path, monkeypatch):
-        monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path / "cache"))
-        say_not_shared.cache_clear()
-        yield
+def own_cache(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(own_folder / "cache"))
+    say_not_shared.cache_clear()
 
 
 def provenance(task: TaskSpec) -> dict[str, str]:
