@@ -95,11 +95,13 @@ def read_manifest_as(kind: type[_Manifest], folder: Path, versions: Mapping[str,
         folder: the checkpoint.
         versions: package → version that must have written it.
     """
-    if (refusal := no_permission(folder, within=True)) is not None:
+    if (refusal := no_permission(folder) or no_permission(folder / _FILE)) is not None:
         raise CheckpointError(refusal)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no checkpoint: there is no such folder; name one of RUN/checkpoints")
     values = _read_values(folder)
+    if (refusal := no_permission(folder, within=True)) is not None:
+        raise CheckpointError(refusal)
     _require_versions(folder, values, versions)
     if values.pop(_OWN_DIGEST, None) != _digest_of(values):
         raise CheckpointError.damaged(folder, f"{_FILE} is not as it was written")

@@ -16,11 +16,6 @@ def test_an_actor_that_raises_is_replaced(tmp_path: Path) -> None:
     assert_one_loss_changes_nothing(tmp_path, "raise", "raised", timeout_s=100)
 
 
-def test_an_actor_of_two_hosts_that_hangs_is_replaced_when_its_time_is_over(tmp_path: Path) -> None:
-    """It would hang for five minutes; nobody waits longer than the timeout, and the start of another actor."""
-    assert assert_one_loss_changes_nothing(tmp_path, "hang", "hung", timeout_s=5, hosts=2) < 120
-
-
 def test_an_episode_that_fails_again_and_again_ends_the_run_with_its_cause() -> None:
     algorithm = build(1, 2, env=FailingEnv)
     try:

@@ -101,18 +101,6 @@ def test_episodes_of_different_lengths_are_played_together() -> None:
     assert len(set(lengths[0])) > 1, "or the test says nothing"
 
 
-def test_appo_s_actors_train_several_hosts_and_no_episode_counts_twice() -> None:
-    algorithm = build(2, EPISODES, hosts=2, learner="appo")
-    try:
-        played = []
-        for _ in range(3):
-            algorithm.train()
-            played += [episode.ticket for episode in algorithm.episodes]
-        assert len(set(played)) == len(played) == 3 * EPISODES
-    finally:
-        algorithm.stop()
-
-
 @pytest.mark.faults
 def test_the_hosts_of_a_killed_actor_go_on_each_at_the_last_epoch_that_was_written_down(tmp_path: Path) -> None:
     trace = Trace(tmp_path)

@@ -113,6 +113,12 @@ def test_ten_kills_cost_time_and_nothing_else(tmp_path: Path) -> None:
     assert found["disturbed"] == found["undisturbed"]
 
 
+@pytest.mark.usefixtures("session_ray")
+def test_an_actor_of_two_hosts_that_hangs_is_replaced_when_its_time_is_over(tmp_path: Path) -> None:
+    """It would hang for five minutes; nobody waits longer than the timeout, and the start of another actor."""
+    assert assert_one_loss_changes_nothing(tmp_path, "hang", "hung", timeout_s=5, hosts=2) < 120
+
+
 @pytest.mark.usefixtures("nothing_left_behind")
 def test_an_actor_that_eats_up_the_memory_is_ended_and_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
