@@ -3,7 +3,7 @@
 from collections import Counter
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import drawn_host, losses, next_command, timeline
+from esper_ray.cli.summary import compare_hint, drawn_host, losses, timeline
 from esper_ray.orchestration.config import EvaluateConfig
 from esper_ray.orchestration.held_out.evaluate import EvaluationResult, evaluate_checkpoint
 
@@ -47,5 +47,5 @@ def _summary(result: EvaluationResult, config: EvaluateConfig) -> list[str]:
         *lines,
         *losses(result.losses),
         f"Written to {result.file}",
-        next_command("esper-ray", "compare", config.checkpoint),
+        compare_hint(config.checkpoint, config.data_dir),
     ]

@@ -47,6 +47,12 @@ def export_hint(out: Path, keep_hosts: int, episodes: int) -> list[str]:
     return [next_command("esper-ray", "export", out, "--best")] if keep_hosts and episodes else []
 
 
+def compare_hint(checkpoint: Path, data_dir: Path | None) -> str:
+    """Returns the command that compares a checkpoint's policy with simple ones, on the data that was given here."""
+    data = () if data_dir is None else ("--data-dir", data_dir)
+    return next_command("esper-ray", "compare", checkpoint, *data)
+
+
 def next_command(*words: str | Path) -> str:
     """Returns the line that names a command to type next."""
     return f"Next: {pasteable(*words)}"

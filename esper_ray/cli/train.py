@@ -1,7 +1,7 @@
 """`esper-ray train`: runs the main job and says what came of it."""
 
 from esper_ray.cli.display import make_display
-from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, next_command, stage_counts_line
+from esper_ray.cli.summary import INTERRUPTED, compare_hint, export_hint, losses, next_command, stage_counts_line
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.run.metrics import difference_interval, error_text, interval_text, mean_with_error
 from esper_ray.orchestration.run.run_result import RunResult
@@ -12,13 +12,15 @@ def run_train(config: TrainConfig) -> int:
     """Trains, prints the summary, and returns the exit code."""
     with make_display() as display:
         result = train(config, display)
-    print("\n".join(summary(result, config)))
+    print("\n".join(summary(result)))
     return INTERRUPTED if result.interrupted else 0
 
 
-def summary(result: RunResult, config: TrainConfig) -> list[str]:
-    """Returns the run in words and numbers, and the next command to type; a line each."""
+def summary(result: RunResult) -> list[str]:
+    """Returns the run in words and numbers, and the next commands to type; a line each."""
     plan, tally = result.plan, result.tally
+    config = plan.config  # of a resumed run the one that it was started with
+    assert isinstance(config, TrainConfig)
     lines = [
         "",
         f"{'Interrupted' if result.interrupted else 'Done'} after {result.iterations} of {plan.iterations} "
@@ -37,7 +39,7 @@ def summary(result: RunResult, config: TrainConfig) -> list[str]:
     lines += [f"Run folder: {plan.out}", f"Checkpoint: {result.checkpoint}"]
     lines.append(next_command("tensorboard", "--logdir", plan.out))
     if result.checkpoint is not None:
-        lines.append(next_command("esper-ray", "compare", result.checkpoint))
+        lines.append(compare_hint(result.checkpoint, config.data_dir))
     lines += export_hint(plan.out, config.keep_hosts, len(tally.trained))
     return lines
 

@@ -99,7 +99,7 @@ def test_ten_kills_cost_time_and_nothing_else(tmp_path: Path) -> None:
             del row["seconds"]
         found[name] = (episodes, [row["learner"] for row in metrics])
         lost = json.loads((tmp_path / name / "summary.json").read_text())["actors_lost"]
-        told = "\n".join(summary(result, config))
+        told = "\n".join(summary(result))
         if isinstance(observer, Killer):
             assert len(observer.killed) == KILLS
             assert lost == metrics[-1]["actors_lost"] == {"died": KILLS, "raised": 0, "hung": 0}

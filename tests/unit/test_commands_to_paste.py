@@ -26,14 +26,13 @@ def test_paths_are_quoted_and_relative_to_the_working_folder(tmp_path: Path, mon
 def test_the_commands_after_a_training_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "mein Lauf ü"
-    plan: Any = SimpleNamespace(out=out, iterations=1)
+    config = TrainConfig(data_dir=tmp_path / "meine Daten")
+    plan: Any = SimpleNamespace(out=out, iterations=1, config=config)
     result = RunResult(plan, RunTally(trained=[50.0, 60.0]), out / "checkpoints" / "iteration_000001", 1)
-    commands = [
-        shlex.split(line[len("Next: ") :]) for line in summary(result, TrainConfig()) if line.startswith("Next: ")
-    ]
+    commands = [shlex.split(line[len("Next: ") :]) for line in summary(result) if line.startswith("Next: ")]
     assert commands == [
         ["tensorboard", "--logdir", "mein Lauf ü"],
-        ["esper-ray", "compare", "mein Lauf ü/checkpoints/iteration_000001"],
+        ["esper-ray", "compare", "mein Lauf ü/checkpoints/iteration_000001", "--data-dir", "meine Daten"],
         ["esper-ray", "export", "mein Lauf ü", "--best"],
     ]
 

@@ -32,8 +32,8 @@ def test_the_interval_of_a_difference_is_welchs() -> None:
 
 
 def said(trained: list[float], wait_only: list[float]) -> str:
-    plan: Any = SimpleNamespace(out=Path("run"), iterations=1)
-    return "\n".join(summary(RunResult(plan, RunTally(wait_only=wait_only, trained=trained)), TrainConfig()))
+    plan: Any = SimpleNamespace(out=Path("run"), iterations=1, config=TrainConfig())
+    return "\n".join(summary(RunResult(plan, RunTally(wait_only=wait_only, trained=trained))))
 
 
 def test_one_episode_and_one_waiting_host_have_no_known_error() -> None:
