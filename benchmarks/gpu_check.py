@@ -32,12 +32,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gpu_parts as parts
+import gpu_correctness as correctness
+import gpu_speed
 import gymnasium
 import numpy as np
 import pydantic
 import torch
-from gpu_parts import Check, WrongNumbersError
+from gpu_correctness import WrongNumbersError
+from gpu_inputs import Check, image_task, shrink_images
 
 import esper_ray
 from esper_ray.episode.provenance import code_digest
@@ -85,17 +87,17 @@ def share(seconds: float) -> Iterator[None]:
 
 def plan(check: Check) -> list[tuple[str, float, Callable[[], list[dict[str, Any]]]]]:
     """Returns the parts: name, seconds at most, and what is done. 440 seconds in all, on a CPU more."""
-    digits, images, wide = get_task_spec("digits"), parts.image_task(check), parts.image_task(check, wide=True)
+    digits, images, wide = get_task_spec("digits"), image_task(check), image_task(check, wide=True)
     several = 2 if check.small else 32
     long = 0.0 if check.small else 8.0
-    speed = partial(parts.speed, check)
+    speed = partial(gpu_speed.speed, check)
     shares = [
-        ("rates", 20, partial(parts.rates, check)),
-        ("stages", 70, partial(parts.stages, check)),
-        ("incubation", 30, partial(parts.incubation, check)),
-        ("lockstep", 30, partial(parts.lockstep, check)),
-        ("episode", 40, partial(parts.episode, check)),
-        ("synchronises", 50, partial(parts.synchronises, check)),
+        ("rates", 20, partial(gpu_speed.rates, check)),
+        ("stages", 70, partial(correctness.stages, check)),
+        ("incubation", 30, partial(correctness.incubation, check)),
+        ("lockstep", 30, partial(correctness.lockstep, check)),
+        ("episode", 40, partial(correctness.episode, check)),
+        ("synchronises", 50, partial(correctness.synchronises, check)),
         ("speed of a host, digits", 25, partial(speed, digits, 1, long)),
         (f"speed of {several} hosts, digits", 25, partial(speed, digits, several, long)),
         ("speed of a host, images", 50, partial(speed, images, 1, long)),
@@ -202,7 +204,7 @@ def main() -> int:
     with scratch_cache():
         if small:
             torch.set_num_threads(1)
-            parts.shrink_images()
+            shrink_images()
         for part, seconds, work in plan(check):
             found["parts"][part] = measure(seconds, work)
             measured = found["parts"]["rates"].get("rows", ())

@@ -1,22 +1,14 @@
-"""What `gpu_check.py` does on the device, part by part: is it right, does anything wait, how fast is it.
+"""Correctness of a GPU in `gpu_check.py`: its numbers held against the CPU's, and whether an epoch waits for it."""
 
-Imports only layers below `esper_ray.orchestration`.
-"""
-
-import os
-import resource
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import made_up_images
 import numpy as np
 import torch
+from gpu_inputs import Check, Row, long_runs
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper_ray.data import TokenLoader
 from esper_ray.episode import MorphogenesisEnv
@@ -32,7 +24,6 @@ from esper_ray.training import _train_one_epoch, adopt_seed, build_optimizer, ev
 from esper_ray.training.lockstep import run_batched
 
 S = SeedStage
-Row = dict[str, Any]
 STAGES = {
     "no seed": None,
     "germinated": S.GERMINATED,
@@ -45,7 +36,6 @@ STAGES = {
 """The six stage cases; shadowing and probationary are one case in two stages."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
 """How far float32 numbers of two devices may be apart after a few steps, products in full precision."""
-_LONG = 10**6
 
 
 class WrongNumbersError(Exception):
@@ -54,32 +44,6 @@ class WrongNumbersError(Exception):
     def __init__(self, message: str, rows: list[Row]) -> None:
         super().__init__(message)
         self.rows = rows
-
-
-@dataclass(frozen=True)
-class Check:
-    """Where and how large it is measured.
-
-    Attributes:
-        small: sizes that take a CPU seconds.
-    """
-
-    device: torch.device
-    small: bool
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device.type == "cuda"
-
-    def wait(self) -> None:
-        """Waits until the device has done all that it was given."""
-        if self.on_gpu:
-            torch.cuda.synchronize(self.device)
-
-    def digits(self) -> TaskSpec:
-        """Returns a few batches of digits."""
-        return get_task_spec("digits", {"data.train_samples": 128 if self.small else 256})
 
 
 # --- is it right -----------------------------------------------------------------------------------------------------
@@ -279,7 +243,7 @@ def lockstep(check: Check) -> list[Row]:
     """
     task = check.digits()
     with full_precision():
-        together, alone = (_runs(task, check.device, 4) for _ in range(2))
+        together, alone = (long_runs(task, check.device, 4) for _ in range(2))
         for _ in range(2):
             losses = [report.outcome.val_loss for report in run_batched([run.epoch_steps() for run in together])]
             expected = [run.train_epoch().outcome.val_loss for run in alone]
@@ -357,7 +321,7 @@ def _waits_in_lockstep(check: Check) -> Row:
     """Compares an epoch with one of twice as many batches: what waits in each batch then waits twice as often."""
     counts = []
     for samples in (256, 512):
-        runs = _runs(get_task_spec("digits", {"data.train_samples": samples}), check.device, 4)
+        runs = long_runs(get_task_spec("digits", {"data.train_samples": samples}), check.device, 4)
         run_batched([run.epoch_steps() for run in runs])
         counts.append(_count_waits(lambda runs=runs: run_batched([run.epoch_steps() for run in runs])))
     return {
@@ -373,117 +337,3 @@ def _count_waits(work: Callable[[], Any]) -> int:
         warnings.simplefilter("always")
         work()
     return sum("synchroniz" in str(warning.message) for warning in caught)
-
-
-# --- how fast is it --------------------------------------------------------------------------------------------------
-
-
-def rates(check: Check) -> list[Row]:
-    """Measures the device's matrix products, operations per second, and its memory bandwidth, bytes per second."""
-    size, repeats = (512, 3) if check.small else (8192, 20)
-    rows = []
-    for name, dtype, precision in (
-        ("bfloat16", torch.bfloat16, "highest"),
-        ("tf32", torch.float32, "high"),
-        ("float32", torch.float32, "highest"),
-    ):
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
-        a, b = (torch.randn(size, size, device=check.device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        seconds = _seconds(check, lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), repeats)
-        torch.set_float32_matmul_precision(before)
-        rows.append({"case": f"{name} products", "operations_per_second": 2 * size**3 / seconds})
-    source = torch.empty(2**24 if check.small else 2**31, dtype=torch.uint8, device=check.device)
-    target = torch.empty_like(source)
-    seconds = _seconds(check, lambda: target.copy_(source), repeats)
-    return [*rows, {"case": "copies", "bytes_per_second": 2 * source.numel() / seconds}]
-
-
-def _seconds(check: Check, work: Callable[[], Any], repeats: int) -> float:
-    """Returns the mean seconds of a piece of work, after it has been done three times."""
-    for _ in range(3):
-        work()
-    check.wait()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    check.wait()
-    return (time.perf_counter() - started) / repeats
-
-
-def speed(check: Check, task: TaskSpec, hosts: int, seconds: float, mixed: bool = False) -> list[Row]:
-    """Measures host epochs per second, training and validation, without seeds.
-
-    Args:
-        hosts: trained in lockstep; one is trained by itself.
-        seconds: how long, at most, besides the first epochs.
-        mixed: under bfloat16 autocast.
-    """
-    if check.on_gpu:
-        torch.cuda.reset_peak_memory_stats(check.device)
-    runs = _runs(task, check.device, hosts)
-    samples = runs[0]._data.train.samples
-
-    def epoch() -> None:
-        with torch.autocast(check.device.type, torch.bfloat16, enabled=mixed):
-            for result in run_batched([run.epoch_steps() for run in runs]):
-                if isinstance(result, Exception):
-                    raise result
-
-    epoch()
-    check.wait()
-    epochs, started = 0, time.perf_counter()
-    while not epochs or time.perf_counter() - started < seconds:
-        epoch()
-        epochs += 1
-    check.wait()
-    rate = hosts * epochs / (time.perf_counter() - started)
-    return [
-        {
-            "case": f"{task.name}, {samples} samples, {hosts} host{'s' * (hosts > 1)}{', bfloat16' * mixed}",
-            "host_parameters": runs[0].host_parameters,
-            "host_epochs_per_second": rate,
-            "samples_per_second": rate * samples,
-            "operations_per_second": rate * samples * _operations_per_sample(task),
-            "peak_memory": _peak_memory(check),
-        }
-    ]
-
-
-def image_task(check: Check, wide: bool = False) -> TaskSpec:
-    """Returns the weak host of cifar10 on 50,000 images of noise; `wide`: a host that fills a GPU."""
-    changes: dict[str, Any] = {"host.base_channels": 64, "host.blocks": 4} if wide else {}
-    if check.small:
-        changes = {"data.train_samples": 64, "data.validation_samples": 64, "data.batch_size": 32}
-    return get_task_spec("weak_cnn", changes)
-
-
-def _runs(task: TaskSpec, device: torch.device, hosts: int) -> list[Any]:
-    """Returns hosts of which each has many epochs before it."""
-    task = task.model_copy(update={"max_epochs": _LONG})
-    first = MorphogenesisEnv(task, device)
-    envs = [first, *(MorphogenesisEnv(task, device, data=first.data) for _ in range(hosts - 1))]
-    return [env._new_run(seed) for seed, env in enumerate(envs)]
-
-
-def _operations_per_sample(task: TaskSpec) -> float:
-    """Returns the float operations of training a host with one sample."""
-    model = create_model(task).to("meta")
-    inputs = torch.empty(2, *task.input_shape, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        nn.functional.cross_entropy(model(inputs), torch.zeros(2, dtype=torch.long, device="meta")).backward()
-    return counter.get_total_flops() / 2
-
-
-def _peak_memory(check: Check) -> int:
-    """Returns bytes: on a GPU the most that tensors took, on a CPU the most that the process had so far."""
-    if check.on_gpu:
-        return torch.cuda.max_memory_allocated(check.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def shrink_images() -> None:
-    """Makes fewer images of noise, for a CPU. Only where the data cache is a scratch folder."""
-    assert "ESPER_RAY_CACHE" in os.environ
-    made_up_images.TRAIN, made_up_images.VALIDATION = 64, 64
