@@ -1,4 +1,4 @@
-"""Errors that name what a user did and how to mend it.
+"""Exceptions whose messages name the user's mistake and its remedy.
 
 Every message is one line and reads "what was found, what was expected, what to do". The command line prints it and
 exits with 2; a program can catch `EsperError`.
@@ -107,7 +107,7 @@ def differing_names(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def setting_error(error: "ValidationError") -> str:
-    """Returns the first thing that is wrong with some settings: which one, its value, and what was expected."""
+    """Returns a message about the first invalid setting: its name, its value, and the expected values."""
     first = error.errors()[0]
     if first["type"] == "value_error":  # one of ours, which says everything
         return str(first["ctx"]["error"])

@@ -1,4 +1,4 @@
-"""Locks between processes that leave no file behind: what is locked is there anyway, and a dead process holds none."""
+"""Locks between processes, held on the protected file or folder itself; a dead process holds none."""
 
 import fcntl
 import logging

@@ -23,7 +23,7 @@ _PRECISIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldn
 
 
 def play_as_actor(threads: int) -> None:
-    """Sets, for the rest of the process, what every process that plays episodes has, whatever the environment says.
+    """Applies an actor's numeric settings for the rest of the process, whatever the environment says.
 
     Args:
         threads: of torch.
@@ -35,7 +35,7 @@ def play_as_actor(threads: int) -> None:
 
 @contextmanager
 def as_actor(threads: int) -> Iterator[None]:
-    """Sets inside the context what an actor has, see `play_as_actor`."""
+    """Applies an actor's numeric settings inside the context, see `play_as_actor`."""
     cudnn = torch.backends.cudnn
     threads_before, cudnn_before = torch.get_num_threads(), (cudnn.deterministic, cudnn.benchmark)
     cublas_before = os.environ.get(_CUBLAS)

@@ -1,4 +1,4 @@
-"""Modules of a user's own, imported for what they register: hosts, blueprints, data sources, tasks."""
+"""Plugins: modules of a user, imported for the hosts, blueprints, data sources and tasks that they register."""
 
 import importlib
 import sys

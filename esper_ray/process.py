@@ -1,4 +1,4 @@
-"""What a process that trains wants of torch, of the C library and of the system."""
+"""Settings of torch and of the C library in a process that trains, and the memory of the process."""
 
 import ctypes
 import inspect
@@ -42,9 +42,9 @@ def retain_freed_memory() -> None:
 
 
 def process_memory() -> int:
-    """Returns the bytes of this process; of what it shares with others its part, where the system says so.
+    """Returns the memory of this process, bytes; of shared memory its part, where the system reports that.
 
-    Where /proc is missing or may not be read, as in some containers: the most that it ever had.
+    Where /proc is missing or may not be read, as in some containers: the peak so far.
     """
     try:
         memory = psutil.Process().memory_full_info()

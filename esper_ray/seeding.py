@@ -14,7 +14,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """What a derived seed is for. The values are part of the reproducibility contract: never renumber."""
+    """Purpose of a derived seed. The values are part of the reproducibility contract: never renumber."""
 
     EPISODE = 1
     HOST = 2

@@ -25,7 +25,7 @@ _LONGEST_PATH = 255
 
 @dataclass(frozen=True)
 class UserCode:
-    """What is known of the code that something follows from.
+    """Digest of the user code that something depends on.
 
     Attributes:
         digest: changes with the source of every module and the content of every file that the source names.
@@ -57,7 +57,7 @@ _SEEN: dict[str, tuple[ModuleSpec, _Source]] = {}
 
 
 def user_code(*things: object) -> UserCode:
-    """Returns what is known of the code that functions, classes and modules follow from."""
+    """Returns the digest of the user code that functions, classes and modules depend on."""
     found, unknown = [], None
     for name, source in _reached(things):
         if source is None:
@@ -70,7 +70,7 @@ def user_code(*things: object) -> UserCode:
 
 
 def remember_code(*things: object) -> None:
-    """Takes down the source of the modules that are loaded of that code, before anybody can edit them."""
+    """Records the source of that code's loaded modules, before anybody can edit them."""
     for _ in _reached(things):
         pass
 

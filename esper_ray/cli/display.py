@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere."""
+"""Displays of a running command: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -81,7 +81,7 @@ class PlainDisplay:
             self._status.join()
 
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
-        """Says what is going to run."""
+        """Prints a line that describes the run."""
         self._plan, self._board = run, board
         self._print_line(plan_line(run))
 
@@ -137,15 +137,15 @@ class LiveDisplay:
         self._live.stop()
 
     def on_start(self, run: RunPlan, board: BoardReader) -> None:
-        """Takes up the run."""
+        """Sets the run to display."""
         self._plan, self._board = run, board
 
     def on_scripted(self, policy: str, done: int, total: int) -> None:
-        """Takes up the count of episodes of a policy that does not learn."""
+        """Updates the number of episodes played with a policy that does not learn."""
         self._scripted = (policy, done, total)
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
-        """Takes up the iteration's row."""
+        """Sets the latest iteration's row."""
         self._row = row
 
     def _render(self) -> Group | Text:
@@ -200,7 +200,7 @@ class LiveDisplay:
 
 
 def plan_line(run: RunPlan) -> str:
-    """Returns one line that says what runs."""
+    """Returns one line that describes the run."""
     what = f"{run.iterations} iterations of " if run.iterations else f"{run.config.command}, "
     each = f" of {run.placement.hosts_per_runner} hosts" if run.placement.hosts_per_runner > 1 else ""
     seed = f"seed {run.config.seed}, " if isinstance(run.config, TrainConfig | HeuristicConfig) else ""
@@ -211,7 +211,7 @@ def plan_line(run: RunPlan) -> str:
 
 
 def evaluation_line(evaluation: Mapping[str, Any]) -> str:
-    """Returns what an evaluation during training found, in a line."""
+    """Returns the results of an evaluation during training in one line."""
     found = ", ".join(
         f"{way} {evaluation[way]['kept_val_accuracy']:.1f} % (score {evaluation[way]['score']:.1f})" for way in WAYS
     )

@@ -1,4 +1,4 @@
-"""`esper-ray evaluate`: plays a checkpoint's policy on held-out hosts and says what came of it."""
+"""`esper-ray evaluate`: plays a checkpoint's policy on held-out hosts and prints the results."""
 
 from collections import Counter
 

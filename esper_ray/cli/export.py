@@ -1,11 +1,11 @@
-"""`esper-ray export`: writes a grown host and says where."""
+"""`esper-ray export`: writes a grown host to files and prints their path."""
 
 from esper_ray.orchestration.config import ExportConfig
 from esper_ray.orchestration.run.export_run import export_run
 
 
 def run_export(config: ExportConfig) -> int:
-    """Exports, prints what was written, and returns the exit code."""
+    """Exports, prints a summary of the export, and returns the exit code."""
     export = export_run(config)
     topology, test = export.topology, export.topology["test"]
     seed = topology["seed"]

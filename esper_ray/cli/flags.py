@@ -1,4 +1,4 @@
-"""How flags are read before tyro sees them: unknown names, lists, and the file that `--config` names."""
+"""Preparation of the flags before tyro parses them: unknown names, lists, and the file that `--config` names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,7 +103,7 @@ def _is_list(argument: str, fields: Fields) -> bool:
 
 
 def _has_positional(segment: Sequence[str], fields: Fields) -> bool:
-    """Whether words that follow a flag, or the command, are not its own."""
+    """Returns whether words after a flag, or after the command, are positional arguments and not its values."""
     if _is_list(segment[0], fields) and "=" not in segment[0]:
         return False
     field = fields.get(_flag(segment[0]))

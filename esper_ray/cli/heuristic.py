@@ -1,4 +1,4 @@
-"""`esper-ray heuristic`: plays episodes of the heuristic policy and says what came of them."""
+"""`esper-ray heuristic`: plays episodes of the heuristic policy and prints the results."""
 
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, export_hint, losses, stage_counts_line

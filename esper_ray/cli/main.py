@@ -35,7 +35,7 @@ _RULE = re.compile(r"[ │╭╮╰╯─-]*")
 
 @dataclass
 class _Unset:
-    """Stands for the settings of a command that is not asked for: to build them all takes longer than to answer."""
+    """Placeholder for the settings of a command that was not called: to build them all takes longer than to answer."""
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def _command(name: str) -> Command:
 
 
 def _subcommand(name: str, settings: Any, config: Path | None = None) -> Any:
-    """Returns a command as tyro wants it; its defaults are what the file says that `--config` names."""
+    """Returns a command as an annotated type for tyro; its defaults come from the file that `--config` names."""
     default: dict[str, Any] = {}
     if "config" in getattr(settings, "model_fields", ()):
         from esper_ray.orchestration.config import load_config
@@ -147,7 +147,7 @@ def _with_tyro(commands: Sequence[Any], arguments: Sequence[str]) -> Any:
 
 
 def _one_line(box: str) -> str:
-    """Returns what tyro's message says in one line, naming the flag, what was expected and what was given.
+    """Condenses tyro's error message to one line with the flag, the expected and the given value.
 
     The message is a title, a paragraph and a rule; in a box where the terminal can show one.
     """

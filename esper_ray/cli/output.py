@@ -11,7 +11,7 @@ _BROKEN_PIPE = 128 + 13
 
 
 class _Lasting(io.FileIO):
-    """A file descriptor that drops what cannot be written, and everything after it."""
+    """A file descriptor that drops output which cannot be written, and everything after it."""
 
     lost: OSError | None = None
 
@@ -59,7 +59,7 @@ def _point_nowhere(descriptor: int) -> None:
 
 
 def _lasting(stream: IO[str] | None, descriptor: int) -> io.TextIOWrapper:
-    """Returns a text stream like `stream`; what its encoding does not know is replaced."""
+    """Returns a text stream like `stream` that cannot fail; characters that its encoding lacks are replaced."""
     buffer = io.BufferedWriter(_Lasting(descriptor, "w", closefd=False))
     if not isinstance(stream, io.TextIOWrapper):  # the descriptor was closed when Python started
         return io.TextIOWrapper(buffer, encoding="utf-8", errors="replace")

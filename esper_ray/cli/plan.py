@@ -1,4 +1,4 @@
-"""`esper-ray plan`: what a training run will need."""
+"""`esper-ray plan`: estimates the placement, time and memory of a training run."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from esper_ray.orchestration.run.resume import locked_resumption, read_start
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Builds the actors, times an epoch, prints what follows, and returns the exit code. Nothing is written."""
+    """Builds the actors, times an epoch, prints the estimates, and returns the exit code. Nothing is written."""
     with ExitStack() as stack:
         resumption = stack.enter_context(locked_resumption(config)) if config.resume is not None else None
         start = read_start(config) if resumption is None else None

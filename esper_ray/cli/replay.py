@@ -5,7 +5,7 @@ from esper_ray.orchestration.run.replay_run import Replay, replay_run
 
 
 def run_replay(config: ReplayConfig) -> int:
-    """Replays, prints what was found, and returns the exit code: 1 if anything differs."""
+    """Replays, prints the first difference if any, and returns the exit code: 1 if anything differs."""
     replay = replay_run(config)
     print("\n".join(_differing(replay) if replay.differences else _reproduced(replay)))
     return 1 if replay.differences else 0

@@ -1,4 +1,4 @@
-"""What the commands that play episodes say at their end."""
+"""Closing lines of the commands that play episodes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def timeline(stages: Sequence[str]) -> str:
 
 
 def drawn_host(outcome: Outcome) -> str:
-    """Returns in a few words what distinguishes a host, where hosts differ; else nothing."""
+    """Returns a short description of a host's drawn settings, where hosts differ; else an empty text."""
     if not outcome.host:
         return ""
     drawn = (
@@ -36,7 +36,7 @@ def drawn_host(outcome: Outcome) -> str:
 
 
 def losses(by_cause: Mapping[str, int]) -> list[str]:
-    """Returns what there is to say about lost actors."""
+    """Returns a line about lost actors; none if no actor was lost."""
     told = {"died": "died", "raised": "raised an error", "hung": "took too long"}
     parts = [f"{count} {told[cause]}" for cause, count in by_cause.items() if count]
     return [f"Actors lost and replaced: {', '.join(parts)}; their episodes were played again."] if parts else []

@@ -1,4 +1,4 @@
-"""`esper-ray tasks`: what can be trained, and every setting of a task."""
+"""`esper-ray tasks`: lists the tasks, or every setting of one."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _print_settings(console: Console, task: TaskSpec) -> None:
 
 
 def _device() -> str:
-    """Returns where hosts would train by default on this machine."""
+    """Returns the device on which hosts would train by default on this machine."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -1,4 +1,4 @@
-"""`esper-ray train`: runs the main job and says what came of it."""
+"""`esper-ray train`: trains a policy and prints the results."""
 
 from esper_ray.cli.display import make_display
 from esper_ray.cli.summary import INTERRUPTED, compare_hint, export_hint, losses, next_command, stage_counts_line

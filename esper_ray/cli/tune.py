@@ -40,7 +40,7 @@ def run_tune(config: TuneConfig) -> int:
 
 
 def plan_line(plan: SearchPlan) -> str:
-    """Returns one line that says what is searched."""
+    """Returns one line that describes the search."""
     search, placement = plan.search, plan.placement
     return (
         f"{search.train.task}: {search.settings_count} settings × {len(search.seeds)} seeds = {search.trial_count} "
@@ -65,12 +65,12 @@ class PlainTrials:
         pass
 
     def on_start(self, plan: SearchPlan) -> None:
-        """Says what is going to be searched."""
+        """Prints a line that describes the search."""
         self._plan = plan
         print(plan_line(plan), flush=True)
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """Prints what has changed."""
+        """Prints a line for each trial that started or ended, and a status line now and then."""
         for trial in trials:
             if self._status.get(trial.name) != trial.status and trial.status not in ("pending", "paused"):
                 self._print_line(f"{trial.name} {trial.status:<8} {describe(trial.setting)}{self._value(trial)}")
@@ -106,11 +106,11 @@ class LiveTrials:
         self._live.stop()
 
     def on_start(self, plan: SearchPlan) -> None:
-        """Takes up the search."""
+        """Sets the search to display."""
         self._plan = plan
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """Takes up how the trials are doing."""
+        """Updates the progress of the trials."""
         with self._lock:
             self._trials = trials
 

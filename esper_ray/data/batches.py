@@ -17,11 +17,11 @@ class Augmentation(Protocol):
     """A random change of training samples."""
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
-        """Returns what is random about the samples of one epoch, (samples, …) on the CPU."""
+        """Returns the random draws for the samples of one epoch, (samples, …) on the CPU."""
         ...
 
     def apply(self, inputs: Tensor, drawn: Tensor) -> Tensor:
-        """Returns the changed batch (N, …), as it is stored, for the rows (N, …) of what was drawn."""
+        """Returns the augmented batch (N, …), as it is stored, for its rows (N, …) of the random draws."""
         ...
 
 
@@ -148,7 +148,7 @@ class SampleLoader(BatchLoader):
             yield inputs.movedim(1, -2).flatten(-2).movedim(-1, 1), targets
 
     def shares_data_with(self, other: BatchLoader) -> bool:
-        """Whether another loader cuts the same tensors into batches of the same size."""
+        """Returns whether another loader cuts the same tensors into batches of the same size."""
         return (
             isinstance(other, SampleLoader)
             and other._inputs is self._inputs
@@ -180,7 +180,7 @@ class SampleLoader(BatchLoader):
             yield inputs.unflatten(0, (-1, len(loaders))), targets.unflatten(0, (-1, len(loaders)))
 
     def _draw_epoch(self) -> tuple[Tensor, Tensor | None]:
-        """Returns the rows of an epoch in their order, and what is drawn for the augmentation of each."""
+        """Returns the rows of an epoch in their order, and the random draws for the augmentation of each."""
         generator = self._generator()
         order = torch.randperm(self._samples, generator=generator) if self._shuffle else torch.arange(self._samples)
         order = _to_device(order, self._targets.device)
@@ -317,6 +317,6 @@ def _to_device(batch: Tensor, device: torch.device) -> Tensor:
 
 
 def _device_for(stored: Tensor, device: str | torch.device) -> torch.device:
-    """Returns where a split is kept: on the device, or on the CPU if it is too large for that."""
+    """Returns the device that holds a split: the given one, or the CPU if the split is too large for that."""
     fits = stored.numel() * stored.element_size() <= _RESIDENT_BYTES
     return torch.device(device) if fits else torch.device("cpu")

@@ -156,9 +156,7 @@ def _fingerprint(source: DataSource, origin: str, tokenizer: str, files: list[Pa
 
 
 def _code_of(source: DataSource) -> str:
-    """Returns a digest of the file that holds the reader, of the reader's own code where that is no file, and of what
-    they import.
-    """
+    """Returns a digest of the reader's file, or of its code where there is no file, and of all that is imported."""
     try:
         content = Path(inspect.getfile(source.read)).read_bytes()
     except (OSError, TypeError):
@@ -168,7 +166,7 @@ def _code_of(source: DataSource) -> str:
 
 
 def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Returns what is stored of labelled samples: the arrays, and the facts about them."""
+    """Returns the arrays to store for labelled samples, and the facts about them."""
     splits = require_sound_samples(source.name, splits)
     inputs = splits["train"][0]
     facts = {"mean": [], "std": [], "classes": 1 + max(int(targets.max()) for _, targets in splits.values())}
@@ -185,7 +183,7 @@ def _samples(source: DataSource, splits: Any) -> tuple[dict[str, NDArray[Any]], 
 
 
 def _tokens(source: DataSource, documents: Any, encoder: Tokenizer) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Returns what is stored of a text: the arrays, and the facts about them."""
+    """Returns the arrays to store for a text, and the facts about them."""
     require_splits(source.name, documents)
     for name, texts in documents.items():
         if isinstance(texts, str | bytes):

@@ -1,4 +1,4 @@
-"""What every data set must be, whoever reads it: whole, finite, labelled, not empty."""
+"""Checks that every data set must pass, whoever reads it: whole, finite, labelled, not empty."""
 
 from collections.abc import Mapping
 from typing import Any

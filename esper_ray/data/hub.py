@@ -8,7 +8,7 @@ from esper_ray.optional import optional
 
 
 def read_hub(source: DataSource) -> Any:
-    """Fetches a data set, or takes it from the library's own cache; returns what `source.read` returns.
+    """Fetches a data set, or takes it from the library's own cache; returns it in the form of `source.read`.
 
     Raises:
         DatasetError: the library is not installed, the hub does not have the data set or cannot be reached.

@@ -1,4 +1,4 @@
-"""What a data source is, and the registry of them."""
+"""Data sources and their registry."""
 
 import itertools
 import re

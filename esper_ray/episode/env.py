@@ -141,7 +141,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
     def reset_steps(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> Steps[tuple[Observation, dict[str, Any]]]:
-        """As `reset`, leaving the work to whoever takes the steps."""
+        """Coroutine version of `reset`; yields work items to the scheduler."""
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**63)) if seed is None else seed
         self._started = time.perf_counter()
@@ -169,7 +169,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     @property
     def epochs(self) -> tuple[EpochRecord, ...]:
-        """What was measured in each epoch of the episode so far."""
+        """Measurements of each epoch of the episode so far."""
         return tuple(self._epochs)
 
     @property
@@ -179,7 +179,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 
     @property
     def device(self) -> torch.device:
-        """Where the host lives."""
+        """Device of the host."""
         return self._device
 
     def timed_run(self) -> HostRun:
@@ -210,7 +210,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         return tuple(accuracies)
 
     def step(self, action: np.int64 | int) -> StepResult:
-        """Lets the decision take effect, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
+        """Applies the decision, then trains one epoch, or with `skip_forced_waits` all up to the next choice.
 
         Raises:
             IllegalActionError: the mask forbids the action, or it is no integer.
@@ -219,7 +219,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         return run_one(self.step_steps(action))
 
     def step_steps(self, action: np.int64 | int) -> Steps[StepResult]:
-        """As `step`, leaving the work to whoever takes the steps."""
+        """Coroutine version of `step`; yields work items to the scheduler."""
         run = self.run
         if run.is_over:
             raise gym.error.ResetNeeded("the episode is over: call reset()")
@@ -244,7 +244,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             raise IllegalActionError(f"an action is an integer from 0 to {last}, got {action!r}") from None
 
     def _advance(self, action: int) -> Steps[float]:
-        """Lets a decision take effect, trains one epoch, writes it down and returns what it adds to a step's reward."""
+        """Applies a decision, trains one epoch, records it and returns its contribution to the step's reward."""
         run, discounted_epochs = self.run, self.run.epoch if self.skip_forced_waits else 0
         if self._forced_beginning == run.epoch and not run.has_choice:
             self._forced_beginning += 1
@@ -259,7 +259,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
         return reward * self.task.reward.discount**discounted_epochs
 
     def _on_epoch(self) -> None:
-        """Is called after every epoch, of the host or of its twin."""
+        """Hook that is called after every epoch, of the host or of its twin."""
 
     def state(self) -> bytes | None:
         """Returns the episode in progress; None in a beginning that is taken over, where there is no host yet."""
@@ -276,7 +276,7 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
             setattr(self, name, value)
 
     def measure_test(self) -> float:
-        """Returns the test accuracy of what the finished episode kept, percent. For a final report only.
+        """Returns the test accuracy of the finished episode's kept network, percent. For a final report only.
 
         Raises:
             DatasetError: the data set is missing.

@@ -1,4 +1,4 @@
-"""Watches the losses and puts a host that failed back to where it was well."""
+"""Detects failed training from the losses, and rolls the host back to its last good snapshot."""
 
 import copy
 from collections import deque
@@ -17,7 +17,7 @@ from esper_ray.tasks import GovernorSettings
 
 
 class Failure(str, Enum):
-    """Why an epoch was rolled back."""
+    """Reason for which an epoch was rolled back."""
 
     NON_FINITE = "non-finite loss"
     EXPLOSION = "exploding loss"
@@ -50,7 +50,7 @@ class Governor:
         self._snapshot: _Snapshot | None = None
 
     def judge(self, train_loss: float, val_loss: float) -> Failure | None:
-        """Takes up the losses (nats) of one epoch; returns why it must be rolled back, or None."""
+        """Records the losses (nats) of one epoch; returns the reason to roll it back, or None."""
         failure = self._failure(train_loss, val_loss)
         if failure is None:
             if self._explosions == 0:
@@ -86,7 +86,7 @@ class Governor:
         return epoch % self._settings.snapshot_every == 0 and self._explosions == 0
 
     def take_snapshot(self, model: MorphogeneticModel, optimizer: torch.optim.Optimizer) -> None:
-        """Copies what a rollback restores."""
+        """Saves a copy of the state that a rollback restores."""
         tensors = [tensor.detach().clone() for tensor in _kept_tensors(model)]
         self._snapshot = _Snapshot(tensors, copy.deepcopy(optimizer.state_dict()))
 
@@ -123,10 +123,10 @@ class Governor:
         optimizer.load_state_dict(copy.deepcopy(self._snapshot.optimizer))
 
     def resume_after_rollback(self, val_loss: float) -> None:
-        """Takes up the validation loss (nats) of the host as a rollback left it.
+        """Records the validation loss (nats) of the host after a rollback.
 
-        It may be one that has not learned anything yet, or that had learned only with its seed. Then it must not count
-        as collapsed for guessing, or it would be put back again every epoch.
+        The host may be one that has not learned anything yet, or that had learned only with its seed. Then it must not
+        count as collapsed for guessing, or it would be rolled back again every epoch.
         """
         self._learned = val_loss < self._settings.learned_share * self._uniform_loss
 

@@ -1,7 +1,7 @@
-"""What was computed of a host seed, kept in files that all processes of the machine share.
+"""A cache of results that depend on task and host seed only, in files that all processes of the machine share.
 
-Host seeds come again: in a host pool, in held-out evaluations. What all episodes of one have in common, its forced
-beginning and its WAIT-only twin, is computed by whoever wants it first. The files are pickles, written and read by this
+Host seeds recur, in a host pool and in held-out evaluations. All episodes of a host seed share its forced beginning and
+its WAIT-only twin; the first process that needs one computes it. The files are pickles, written and read by this
 package alone; they lie in the data cache and may be deleted at any time.
 """
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 class HostCache:
-    """Keeps one thing for each host seed of a task.
+    """Caches one result for each host seed of a task.
 
-    Nothing is kept where it is not known what the numbers follow from, such as a host of a notebook; a line in the log
-    says so.
+    Nothing is cached where the provenance of the numbers is not known, such as that of a host of a notebook; a line in
+    the log says so.
 
     Args:
-        kind: what is kept, "beginnings" or "twins".
+        kind: kind of result, "beginnings" or "twins".
         task: the task as an episode sees it; rewards and policies do not matter here.
         data: the folder of the prepared data.
         device: where the hosts are trained.
@@ -48,7 +48,7 @@ class HostCache:
         self._device = device
 
     def get(self, host_seed: int, compute: Callable[[], Any]) -> tuple[Any, bool]:
-        """Returns what is kept of the host seed, computing it first if need be; and whether it was there already.
+        """Returns the result for the host seed, which is computed if it is missing, and whether it was cached already.
 
         Raises:
             DatasetError: the cache cannot be written.
@@ -73,7 +73,7 @@ class HostCache:
             return computed, False
 
     def _folder(self) -> Path | None:
-        """Returns where things are kept; another one once a file that the host reads has another content."""
+        """Returns the folder of the results; it is another one once a file that the host reads has another content."""
         task = self._task
         if (unknown := what_is_unknown(task)) is not None:
             say_not_shared(task.name, unknown)
@@ -103,7 +103,7 @@ def _names_the_cache(folder: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> Any:
-    """Returns what a file holds; None if there is none, or if it is damaged, as by a full disk."""
+    """Returns the object in a file; None if there is no file, or if it is damaged, as by a full disk."""
     try:
         return pickle.loads(path.read_bytes())
     except Exception:  # a damaged pickle can raise anything; what it held is computed again

@@ -40,7 +40,7 @@ _STATE = (
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one call of `HostRun.train_epoch` found."""
+    """Result of one call of `HostRun.train_epoch`."""
 
     outcome: EpochOutcome
     gradients: GradientStats | None
@@ -115,7 +115,7 @@ class HostRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether the epoch budget is spent."""
+        """True once the epoch budget is spent."""
         return self.epoch >= self.task.max_epochs
 
     def legal_actions(self) -> ActionMask:
@@ -127,11 +127,11 @@ class HostRun:
 
     @property
     def has_choice(self) -> bool:
-        """Whether anything but WAIT is legal now."""
+        """True if anything but WAIT is legal now."""
         return int(np.count_nonzero(self.legal_actions())) > 1
 
     def view(self) -> EpisodeView:
-        """Returns what the observation is made of."""
+        """Returns the values that the observation is computed from."""
         slot = self.model.seed_slot
         return EpisodeView(
             epoch=self.epoch,
@@ -151,7 +151,7 @@ class HostRun:
         )
 
     def reward_state(self, twin_accuracy: float = 0.0) -> RewardState:
-        """Returns what the reward reads now; `twin_accuracy` is the validation accuracy of a twin that only waited."""
+        """Returns the reward's inputs now; `twin_accuracy` is the validation accuracy of a twin that only waited."""
         slot = self.model.seed_slot
         state = slot.state
         attributed, contribution = 0.0, None
@@ -184,14 +184,14 @@ class HostRun:
 
     @property
     def kept_accuracy(self) -> float:
-        """Validation accuracy, percent, of what is kept: a seed that is not FOSSILIZED is dropped first."""
+        """Validation accuracy, percent, of the kept network: a seed that is not FOSSILIZED is removed first."""
         if self.outcome is None:
             return 0.0
         return self.outcome.val_accuracy if self.kept_blueprint else self.outcome.accuracy_without_seed
 
     @property
     def kept_loss(self) -> float:
-        """Validation loss, nats, of what is kept."""
+        """Validation loss, nats, of the kept network."""
         if self.outcome is None:
             return self.task.uniform_loss
         return self.outcome.val_loss if self.kept_blueprint else self.outcome.loss_without_seed
@@ -199,7 +199,7 @@ class HostRun:
     # --- decisions -----------------------------------------------------------------------------------------------
 
     def decide(self, action: int) -> None:
-        """Lets a decision take effect.
+        """Applies a decision.
 
         Raises:
             IllegalActionError: the mask forbids it; the message names what it allows.
@@ -258,7 +258,7 @@ class HostRun:
         return run_one(self.epoch_steps())
 
     def epoch_steps(self) -> Steps[EpochReport]:
-        """As `train_epoch`, leaving the work to whoever takes the steps."""
+        """Coroutine version of `train_epoch`; yields work items to the scheduler."""
         assert not self.is_over, "the epoch budget is spent"
         if self._beginning is not None and self.is_in_beginning:
             return self._take_over_epoch(self._beginning)
@@ -307,7 +307,7 @@ class HostRun:
 
     @property
     def is_in_beginning(self) -> bool:
-        """Whether the next epoch is taken over, or the host is that of before the last one that was."""
+        """True until every epoch of the beginning has been taken over; until then the host is untrained."""
         return self._beginning is not None and self.epoch < len(self._beginning.reports)
 
     def state(self) -> bytes:
@@ -318,17 +318,20 @@ class HostRun:
         return buffer.getvalue()
 
     def restore(self, state: bytes) -> None:
-        """Goes back, or forward, to what `state` returned of a run with the same task, seed and device. A pickle."""
+        """Loads a state, a pickle that `state` returned, of any epoch of a run with the same task, seed and device."""
         values: dict[str, Any] = torch.load(io.BytesIO(state), map_location=self._device_of, weights_only=False)
         for name in _STATE:
             setattr(self, name, values[name])
 
     def _device_of(self, storage: Any, location: str) -> Any:
-        """Leaves on the CPU what was there: AdamW counts its steps there, and reading them from a GPU would wait."""
+        """Moves a storage to the device unless it was on the CPU.
+
+        AdamW counts its steps there, and reading them from a GPU would wait.
+        """
         return storage if location == "cpu" else storage.to(device=self._device)
 
     def _enter_epoch(self) -> None:
-        """Makes the lifecycle entry and gives a live seed its optimizer."""
+        """Moves a germinated seed into TRAINING, gives a live seed its optimizer, and sets the learning rate."""
         slot = self.model.seed_slot
         if slot.stage == SeedStage.GERMINATED:
             gate = slot.advance_stage(SeedStage.TRAINING)

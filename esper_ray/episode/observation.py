@@ -24,7 +24,7 @@ _STAGES_SHOWN = tuple(stage for stage in SeedStage if stage not in (SeedStage.UN
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """All that an observation is made of, after `epoch` completed epochs. `outcome` is None before the first."""
+    """The values behind an observation, after `epoch` completed epochs. `outcome` is None before the first."""
 
     epoch: int
     max_epochs: int
@@ -275,7 +275,7 @@ def _policy_features() -> list[Feature]:
 
 
 def _host_features(blueprint_ids: Sequence[str]) -> list[Feature]:
-    """What a policy may know of a host beforehand, where hosts differ. Learning rate and label noise stay hidden."""
+    """Returns the features that describe the host, where hosts differ. Learning rate and label noise stay hidden."""
     growth = [
         Feature(
             f"growth_by_{name}",
@@ -330,7 +330,7 @@ class ObservationTable:
         return spaces.Box(self._low, self._high, dtype=np.float32)
 
     def observe(self, view: EpisodeView) -> NDArray[np.float32]:
-        """Returns the observation (len(self),) float32, clipped to its bounds; what is missing is 0, never NaN."""
+        """Returns the observation (len(self),) float32, clipped to its bounds; missing values are 0, never NaN."""
         values = (feature.read(view) for feature in self.features)
         finite = np.array([value if isfinite(value) else 0.0 for value in values], dtype=np.float32)
         return np.clip(finite, self._low, self._high)

@@ -24,7 +24,7 @@ _CODE = ("seeding.py", "lifecycle", "models", "data", "training", "tasks", "epis
 
 
 def numeric_provenance(task: TaskSpec, data: Path, device: str, numerics: Mapping[str, str]) -> dict[str, str]:
-    """Returns what the numbers of an episode follow from besides the task's settings, the seeds and the decisions.
+    """Returns the provenance of an episode's numbers, beside the task's settings, the seeds and the decisions.
 
     Args:
         data: the folder of the prepared data; its name changes with the data.
@@ -44,7 +44,7 @@ def numeric_provenance(task: TaskSpec, data: Path, device: str, numerics: Mappin
 
 
 def what_is_unknown(task: TaskSpec) -> str | None:
-    """Returns why not everything that the task's numbers follow from is known; None if it is."""
+    """Returns why the provenance of the task's numbers is not fully known; None if it is."""
     for value in _option_values(task):
         if _names(os.path.isdir, value) or not isinstance(value, str | int | float | None):
             return f"the content of {value}, an option of host '{task.host.kind}', is not known"
@@ -64,7 +64,7 @@ def code_digest(*parts: str) -> str:
 
 
 def _code_of(task: TaskSpec) -> UserCode:
-    """Returns what is known of the user's code: host, blueprints, data source and every plugin that is loaded."""
+    """Returns the digest of the user's code: host, blueprints, data source and every plugin that is loaded."""
     source = get_source(task.data.source)
     seeds = seed_factories()
     return user_code(host_factory(task.host.kind), *seeds, source.read, source.find, *loaded_plugins())

@@ -1,4 +1,4 @@
-"""What is written down of an episode."""
+"""Records of an episode and of its epochs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class EpisodeRecord:
 
     @property
     def action_counts(self) -> dict[str, int]:
-        """How often each action was taken; those never taken are left out."""
+        """Number of times that each action was taken; actions never taken are left out."""
         return dict(Counter(epoch.decision for epoch in self.epochs))
 
     @property
@@ -123,7 +123,7 @@ class EpisodeRecord:
 
     @property
     def rollbacks(self) -> int:
-        """How many epochs the governor rolled back."""
+        """Number of epochs that the governor rolled back."""
         return sum(epoch.rolled_back is not None for epoch in self.epochs)
 
     @property

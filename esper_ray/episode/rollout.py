@@ -17,7 +17,7 @@ from esper_ray.tasks import TaskSpec
 
 
 class Policy(Protocol):
-    """Anything that decides. It never changes the observation.
+    """Interface of a policy. It never changes the observation.
 
     A policy made for certain actions, or for a certain observation, says so in `action_names` or `observation_names`.
     See `require_fitting`.
@@ -33,7 +33,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What an episode came to.
+    """Result of an episode.
 
     Attributes:
         final_val_accuracy: of the host after the last epoch, percent.
@@ -55,7 +55,7 @@ def run_ppo_episode(
     device: str | torch.device = "cpu",
     data_dir: Path | None = None,
 ) -> EpisodeResult:
-    """Plays one episode with `agent` and returns what came of it. The same arguments give the same episode.
+    """Plays one episode with `agent`, any policy, and returns the result. The same arguments give the same episode.
 
     Raises:
         ConfigurationError: task or device is unknown, no seed could reach PROBATIONARY, or as `require_fitting`.

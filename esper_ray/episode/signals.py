@@ -1,4 +1,4 @@
-"""What the controller may know of a host's progress, derived from one measurement per epoch."""
+"""Signals of a host's progress for the controller, derived from one measurement per epoch."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ _STABLE_RATIO = 1.5
 
 @dataclass(frozen=True)
 class EpochOutcome:
-    """What one epoch measured. Losses in nats, accuracies in percent.
+    """Measurements of one epoch. Losses in nats, accuracies in percent.
 
     Attributes:
         loss_without_seed, accuracy_without_seed: validation loss and accuracy with alpha forced to 0.
@@ -67,7 +67,7 @@ class SignalTracker:
         self.signals = Signals()
 
     def update(self, outcome: EpochOutcome) -> Signals:
-        """Takes up one epoch and returns the new signals."""
+        """Adds one epoch and returns the new signals."""
         before = self.signals
         if not before.losses:
             self.signals = Signals(

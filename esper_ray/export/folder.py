@@ -30,10 +30,10 @@ Batch = tuple[Tensor, Tensor]
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A seed whose own operations cannot be traced, but that has an equal with the same weights that can."""
+    """A seed whose own operations cannot be traced, with a traceable equivalent of the same weights."""
 
     def exportable(self) -> nn.Module:
-        """Returns that equal."""
+        """Returns the traceable equivalent."""
 
 
 def export_model(
@@ -44,20 +44,20 @@ def export_model(
     folder: Path,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes what the model keeps into `folder`, and measures what was written on the validation and test split.
+    """Writes the kept network into `folder`, and measures the written copy on the validation and test split.
 
     Args:
         model: with an empty slot or a fossilized seed, on the CPU. A live seed is refused rather than dropped: the
             accuracy of record is that without it, and whoever holds the model can still choose (`advance_stage`,
             `cull_seed`).
-        task: what it was trained on.
+        task: the task that it was trained on.
         prepared: the task's data.
         data_dir: folder of the data set, where the source needs one.
         folder: made here; written under another name and renamed.
         origin: where the host comes from, for topology.json.
 
     Returns:
-        what topology.json holds.
+        the content of topology.json.
 
     Raises:
         ConfigurationError: `torch.export` cannot trace the model.

@@ -1,4 +1,4 @@
-"""From a model to the source text of a module that needs torch only."""
+"""Translation of a model to the source text of a module that needs torch only."""
 
 import re
 from collections.abc import Mapping

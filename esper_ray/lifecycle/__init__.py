@@ -1,4 +1,4 @@
-"""What a seed may become, and when: stages, transitions, gates. Knows nothing of tensors."""
+"""The lifecycle of a seed: stages, transitions, gates. Knows nothing of tensors."""
 
 from esper_ray.lifecycle.alpha import blending_alpha
 from esper_ray.lifecycle.gates import GateResult, check_gate, refused

@@ -1,4 +1,4 @@
-"""How much of the seed the slot shows while it is blended into the host."""
+"""The schedule of alpha, the share of the seed in the slot's output while it is blended into the host."""
 
 from math import tanh
 

@@ -1,4 +1,4 @@
-"""The gates between stages: what must hold before a seed moves on."""
+"""The gates between stages: conditions that a seed must meet to enter its next stage."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,14 @@ _NO_GATE = "transition"
 
 @dataclass(frozen=True)
 class GateResult:
-    """What a gate found.
+    """Result of a gate check.
 
     Attributes:
         gate: "G0" to "G5", or "transition" for a move that has no gate.
         passed: whether every check held.
         score: share of the checks that held, 0 to 1.
         checks_passed: names of the checks that held.
-        checks_failed: names of the checks that did not, each with what was found.
+        checks_failed: names of the checks that did not, each with the value found.
         message: one line for a person.
     """
 
@@ -61,7 +61,7 @@ def check_gate(target: SeedStage, state: SeedState, settings: LifecycleSettings)
 
 
 def _checks(target: SeedStage, state: SeedState, settings: LifecycleSettings) -> dict[str, tuple[bool, str]]:
-    """Returns check name → (holds, what was found), in reading order."""
+    """Returns check name → (holds, value found), in reading order."""
     match target:
         case SeedStage.GERMINATED:
             return {

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class SeedStage(IntEnum):
-    """Where a seed stands in its life. The values are part of the record format."""
+    """Stage of a seed's lifecycle. The values are part of the record format."""
 
     UNKNOWN = 0
     DORMANT = 1

@@ -1,4 +1,4 @@
-"""What is known of one seed."""
+"""The state of one seed."""
 
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class SeedState:
         self.accuracy_at_stage_start = self.last_accuracy
 
     def record_gradient_ratio(self, ratio: float) -> None:
-        """Takes up one epoch's seed-gradient ratio. The moving average starts at its first value, not at 0."""
+        """Adds one epoch's seed-gradient ratio. The moving average starts at its first value, not at 0."""
         if self.gradient_ratio is None:
             self.gradient_ratio = ratio
         else:

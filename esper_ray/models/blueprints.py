@@ -123,12 +123,12 @@ def _takes_causal(factory: SeedFactory) -> bool:
 
 
 def seed_factory(blueprint_id: str, topology: str) -> SeedFactory:
-    """Returns what builds a registered blueprint."""
+    """Returns the constructor of a registered blueprint."""
     return _REGISTRY[topology, blueprint_id].factory
 
 
 def seed_factories() -> list[SeedFactory]:
-    """Returns what builds the registered blueprints, of every topology."""
+    """Returns the constructors of the registered blueprints, of every topology."""
     return [entry.factory for entry in _REGISTRY.values()]
 
 

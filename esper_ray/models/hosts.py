@@ -48,7 +48,7 @@ class SlottedHost(nn.Module):
         self.slots[slot_id] = module
 
     def at(self, slot_id: str, features: Tensor) -> Tensor:
-        """Returns what the module at `slot_id` makes of the features (N, …); without one, the features."""
+        """Returns the output of the module at `slot_id` for the features (N, …); without a module, the features."""
         if slot_id not in self.slots:
             return features
         changed: Tensor = self.slots[slot_id](features)
@@ -86,7 +86,7 @@ def host_kinds() -> list[str]:
 
 
 def host_factory(kind: str) -> Callable[..., nn.Module]:
-    """Returns what builds a registered kind of host."""
+    """Returns the constructor of a registered kind of host."""
     return _FACTORIES[kind]
 
 

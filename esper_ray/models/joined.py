@@ -25,7 +25,7 @@ _GROUPED = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)
 
 
 class CannotJoinError(Exception):
-    """A network has a part of which several cannot be one."""
+    """A network has a part that cannot be joined with others of its kind."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Part:
     models: range
 
     def load(self) -> None:
-        """Takes up the models' values."""
+        """Copies the models' values into the joined tensor."""
         self.whole.copy_(joined(self.each))
         if isinstance(self.whole, nn.Parameter):
             self.whole.requires_grad_(self.each[0].requires_grad)
@@ -129,7 +129,7 @@ class JoinedModel(nn.Module):
 
     @torch.no_grad()
     def attach(self, models: Sequence[MorphogeneticModel], seeds: Sequence["JoinedSeeds"]) -> None:
-        """Takes up weights, buffers and slots of the models, and their training mode.
+        """Loads weights, buffers and slots of the models, and their training mode.
 
         Args:
             models: those with seeds of one kind side by side.
@@ -153,7 +153,7 @@ class JoinedModel(nn.Module):
 
     @torch.no_grad()
     def detach(self) -> None:
-        """Gives each model its weights, buffers and what its slot's isolation check reads."""
+        """Gives each model its weights and buffers, and its slot the gradients for the isolation check."""
         torch._foreach_copy_(
             [tensor for part in self.parts for tensor in part.each],
             [tensor.detach() for part in self.parts for tensor in part.unstacked()],
@@ -162,7 +162,7 @@ class JoinedModel(nn.Module):
             kind.detach()
 
     def release(self) -> None:
-        """Lets go of the models, and of gradients."""
+        """Drops the references to the models, and the gradients."""
         for part in self.parts:
             part.whole.grad = None
         for kind in self.slot.seeds:
@@ -238,7 +238,7 @@ class JoinedSeeds(nn.Module):
         self._probe: dict[str, Tensor] = {}
 
     def attach(self, slots: Sequence[SeedSlot], begin: int) -> None:
-        """Takes up where each seed is in its life."""
+        """Loads stage and alpha of each seed."""
         self._slots, self.begin = list(slots), begin
         self.alphas = [slot.alpha for slot in slots]
         self._incubating = [slot.is_incubating for slot in slots]
@@ -255,7 +255,7 @@ class JoinedSeeds(nn.Module):
                     slot.take_probe({name: parts[place] for name, parts in chunks.items()})
 
     def release(self) -> None:
-        """Lets go of the slots and of what they have been given."""
+        """Drops the references to the slots, and the gradients for their isolation checks."""
         self._probe.clear()
         self._slots = []
 
@@ -296,7 +296,7 @@ class _DetachedSome(torch.autograd.Function):
 
 
 class _BlendedSome(torch.autograd.Function):
-    """Where `apart` holds `straight_through`, elsewhere `lerp(features, grown, alpha)`."""
+    """Applies `straight_through` where `apart` holds, `lerp(features, grown, alpha)` elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, grown: Tensor, alpha: Tensor, apart: Tensor) -> Tensor:
@@ -335,7 +335,7 @@ def joined(each: Sequence[Tensor]) -> Tensor:
 
 
 def unstacked(whole: Tensor, each: Sequence[Tensor]) -> list[Tensor]:
-    """Returns what `joined` made one of tensors like `each`; views."""
+    """Splits a tensor of `joined` into views, one for each of the models' tensors `each`."""
     return list(whole.unbind()) if each[0].dim() == 0 else list(whole.chunk(len(each)))
 
 

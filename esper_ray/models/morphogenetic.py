@@ -89,11 +89,11 @@ class MorphogeneticModel(nn.Module):
             self.seed_slot.channels_last = True  # not as a torch.memory_format, which cannot be pickled
 
     def require_sound(self, inputs: Tensor, output_shape: tuple[int, ...]) -> None:
-        """Runs the host once, in evaluation mode, and checks what it says about itself.
+        """Runs the host once, in evaluation mode, and checks it and the blueprints of its topology.
 
         Args:
             inputs: samples (N, …), such as the task's.
-            output_shape: what the host must make of them.
+            output_shape: shape of the outputs that the host must return for them.
 
         Raises:
             ConfigurationError: the host fails on them, does not run its slot, brings it features of another width, or
@@ -191,7 +191,7 @@ class MorphogeneticModel(nn.Module):
             return with_seed, self(inputs)
 
     def _can_pair(self, inputs: Tensor) -> bool:
-        """Returns whether one pass over two samples finds what two passes do."""
+        """Returns whether one pass with paired output gives the outputs of two passes; inputs are two samples."""
         expected = self._one_by_one(inputs)
         try:
             found = self._paired(inputs)
@@ -202,12 +202,12 @@ class MorphogeneticModel(nn.Module):
 
     @property
     def seed_state(self) -> SeedState | None:
-        """What is known of the present seed; None before the first germination."""
+        """State of the present seed; None before the first germination."""
         return self.seed_slot.state
 
     @property
     def has_active_seed(self) -> bool:
-        """Whether a live seed, GERMINATED to PROBATIONARY, sits in the slot."""
+        """True while a live seed, GERMINATED to PROBATIONARY, sits in the slot."""
         return self.seed_slot.is_active
 
     @property
@@ -224,7 +224,7 @@ class MorphogeneticModel(nn.Module):
         return self.seed_slot.cull(reason)
 
     def kept_weights(self) -> dict[str, Tensor]:
-        """Returns copies, on the CPU, of the weights and buffers of what is kept: the host and a FOSSILIZED seed."""
+        """Returns copies, on the CPU, of the kept network's weights and buffers: the host and a FOSSILIZED seed."""
         fossilized = self.seed_slot.stage == SeedStage.FOSSILIZED
         of_slot = {id(tensor) for tensor in self.seed_slot.state_dict(keep_vars=True).values()}
         everything = self.host.state_dict(keep_vars=True)
@@ -232,7 +232,7 @@ class MorphogeneticModel(nn.Module):
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
 
     def load_kept_weights(self, weights: dict[str, Tensor], blueprint_id: str | None) -> None:
-        """Takes up what `kept_weights` returned, with a fossilized seed of `blueprint_id` in the empty slot.
+        """Loads weights of `kept_weights`, with a fossilized seed of `blueprint_id` in the empty slot.
 
         Raises:
             ConfigurationError: the weights are another host's, or the blueprint is unknown.

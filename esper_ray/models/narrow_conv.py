@@ -44,7 +44,7 @@ def _is_quick(images: Tensor, conv: nn.Conv2d) -> bool:
 
 
 def _pixels(images: Tensor, channels: int) -> int:
-    """Returns how many pixels of a row are one, in what has so many channels."""
+    """Returns how many neighbouring pixels of a row are processed as one, with so many channels."""
     return next((count for count in (4, 2) if count * channels <= _LANES and images.shape[3] % count == 0), 1)
 
 

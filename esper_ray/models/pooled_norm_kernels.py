@@ -81,7 +81,7 @@ def _mean_of(image: Values) -> Values:
 
 @_compiled("Tuple((I, C, C))(I)")
 def _pool_and_moments(images: Values) -> tuple[Values, Values, Values]:
-    """Returns what `pool` does, and mean and variance of each channel, (C,)."""
+    """Returns the result of `pool`, and mean and variance of each channel, (C,)."""
     count, height, width, channels = images.shape
     pooled = np.empty((count, height // 2, width // 2, channels), np.float32)
     rows = images.reshape(count, height // 2, 2, width * channels)

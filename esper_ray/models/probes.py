@@ -1,7 +1,7 @@
-"""Tests of a network by changing its input a little and looking at what else changes. They draw no random numbers.
+"""Tests of a network by perturbing its input and comparing the outputs. They draw no random numbers.
 
-A network is tried in evaluation mode, with the same operations on the same shapes, so that what does not depend on a
-change comes out the same to the last bit.
+A network is run in evaluation mode, with the same operations on the same shapes, so that outputs which do not depend on
+the perturbation are the same to the last bit.
 """
 
 import copy
@@ -111,7 +111,7 @@ def sees_later_positions(module: nn.Module, features: Tensor) -> bool:
 
 
 def _changed(before: Tensor, after: Tensor) -> Tensor:
-    """Returns for each position of (N, T, …) whether it changed; what is not finite says nothing."""
+    """Returns for each position of (N, T, …) whether it changed; non-finite values are ignored."""
     differs = (before != after) & before.isfinite() & after.isfinite()
     return differs.flatten(2).any(dim=2).any(dim=0)
 

@@ -73,12 +73,12 @@ class SeedSlot(nn.Module):
 
     @property
     def is_empty(self) -> bool:
-        """Whether a seed may germinate: no seed, no embargo."""
+        """True if a seed may germinate: no seed, no embargo."""
         return self.stage == SeedStage.DORMANT
 
     @property
     def is_active(self) -> bool:
-        """Whether a live seed (GERMINATED to PROBATIONARY) sits in the slot."""
+        """True while a live seed (GERMINATED to PROBATIONARY) sits in the slot."""
         return self.stage in ACTIVE_STAGES
 
     @property
@@ -90,7 +90,7 @@ class SeedSlot(nn.Module):
 
     @property
     def is_incubating(self) -> bool:
-        """Whether the seed learns on the host's gradient without a part in the output."""
+        """True while the seed learns on the host's gradient without a part in the output."""
         return self.seed is not None and self.stage in _INCUBATING and self._forced_alpha is None
 
     @property
@@ -146,7 +146,7 @@ class SeedSlot(nn.Module):
         return leaving
 
     def take_probe(self, gradients: dict[str, Tensor]) -> None:
-        """Takes up the gradients that `isolation_violated` compares, of a pass in which this slot was a part."""
+        """Stores the gradients that `isolation_violated` compares, of a pass in which this slot was a part."""
         self._isolation_probe.update(gradients)
 
     def isolation_violated(self) -> bool:
@@ -369,6 +369,6 @@ class SeedSlot(nn.Module):
             )
 
     def _usual_feature_shape(self) -> tuple[int, ...] | None:
-        """Returns what the features of a shipped topology look like before the host has brought any."""
+        """Returns a typical feature shape of a shipped topology, for use before the host has brought any features."""
         shapes = {"cnn": (self.width, _PROBE_SIDE, _PROBE_SIDE), "transformer": (_PROBE_SIDE, self.width)}
         return shapes.get(self.topology)

@@ -98,7 +98,7 @@ class MLPSeed(nn.Module):
 
 
 def _flex_attention_obstacle(device: torch.device, width: int) -> str | None:
-    """Trains one step of flex attention on `device`; returns what torch objects to, or None."""
+    """Trains one step of flex attention on `device`; returns torch's error in one line, or None."""
     heads = gcd(_HEADS, width)
     try:
         with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def _flex_attention_obstacle(device: torch.device, width: int) -> str | None:
 
 @blueprint("flex_attention", topology="transformer", obstacle=_flex_attention_obstacle)
 class FlexAttentionSeed(AttentionSeed):
-    """As `attention`, by torch's FlexAttention; only where the torch build trains it on the device."""
+    """The blueprint `attention` by torch's FlexAttention; only where the torch build trains it on the device."""
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """FlexAttention; with a block mask where it is causal."""

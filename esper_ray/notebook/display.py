@@ -1,4 +1,4 @@
-"""What a notebook shows while something runs: one output that updates itself, instead of log lines."""
+"""Notebook display of a running command: one output that updates itself, instead of log lines."""
 
 import base64
 import io
@@ -71,20 +71,20 @@ class NotebookDisplay:
         self._update()
 
     def on_start(self, run: RunPlan | SearchPlan, board: BoardReader | None = None) -> None:
-        """Takes up a run, with the board on which its actors report, or a search."""
+        """Sets the run, with the board on which its actors report, or the search to display."""
         self._title = plan_line(run) if isinstance(run, RunPlan) else search_line(run)
         self._board = board
 
     def on_scripted(self, policy: str, done: int, total: int) -> None:
-        """Takes up the count of episodes of a policy that does not learn."""
+        """Updates the number of episodes played with a policy that does not learn."""
         self._scripted = f"{policy}: {done} of {total} episodes" if done < total else ""
 
     def on_iteration(self, row: Mapping[str, Any]) -> None:
-        """Takes up the iteration's row."""
+        """Adds the iteration's row."""
         self.rows.append(row)
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """Takes up how the trials of a search are doing."""
+        """Updates the progress of the trials of a search."""
         self._trials = trials
 
     def _keep_updating(self) -> None:
@@ -118,7 +118,7 @@ class NotebookDisplay:
 
 
 class PlainSessionDisplay(PlainDisplay):
-    """What a session shows where there is no notebook: lines."""
+    """Display of a session outside a notebook: plain lines."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class PlainSessionDisplay(PlainDisplay):
         self.wait_only: float | None = None
 
     def on_start(self, run: RunPlan | SearchPlan, board: BoardReader | None = None) -> None:
-        """Says what is going to run."""
+        """Prints a line that describes the run or the search."""
         if isinstance(run, SearchPlan):
             self._trials.on_start(run)
         else:
@@ -134,12 +134,12 @@ class PlainSessionDisplay(PlainDisplay):
             super().on_start(run, board)
 
     def on_trials(self, trials: Sequence[TrialResult]) -> None:
-        """Says what has changed."""
+        """Prints the progress of the trials of a search."""
         self._trials.on_trials(trials)
 
 
 def make_session_display() -> NotebookDisplay | PlainSessionDisplay:
-    """Returns the display that fits where this runs."""
+    """Returns the display that fits this process, in a notebook or not."""
     return NotebookDisplay() if in_notebook() else PlainSessionDisplay()
 
 

@@ -1,4 +1,4 @@
-"""From what a run or a search wrote to pandas frames."""
+"""Pandas frames of the results of runs, comparisons and searches."""
 
 from collections.abc import Sequence
 from math import nan
@@ -24,7 +24,7 @@ def iterations_frame(run: Path) -> pd.DataFrame:
 
 
 def episodes_frame(run: Path) -> pd.DataFrame:
-    """Returns a row per episode, indexed by its number, without what was measured epoch by epoch."""
+    """Returns a row per episode, indexed by its number, without the measurements of each epoch."""
     rows = [{key: value for key, value in row.items() if key not in _LISTS} for row in read_episodes(run).values()]
     frame = pd.json_normalize(rows)
     return frame.set_index("episode").sort_index() if len(frame) else frame

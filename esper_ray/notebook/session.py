@@ -220,7 +220,7 @@ class Training:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last iteration is over."""
+        """True once the last iteration is over."""
         return self._run.is_over
 
     @property
@@ -250,7 +250,7 @@ class Training:
         return write_report(self.folder)
 
     def close(self) -> RunResult:
-        """Ends the actors, writes checkpoint and summary, and returns what the run came to. May be called again.
+        """Ends the actors, writes checkpoint and summary, and returns the result of the run. May be called again.
 
         An interrupt waits until they are written.
         """
@@ -264,7 +264,7 @@ class Training:
 
 
 class ComparedPolicies:
-    """What a comparison came to."""
+    """Result of a comparison."""
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -281,12 +281,12 @@ class ComparedPolicies:
 
     @property
     def verdict(self) -> str:
-        """What the scores of record say, in a sentence; of the sampled policy."""
+        """Verdict on the scores of record as a sentence; of the sampled policy."""
         return self.comparison.verdict(list(self.comparison.manifests))
 
 
 class Search:
-    """What a search came to."""
+    """Result of a search."""
 
     def __init__(self, result: SearchResult) -> None:
         self.result = result

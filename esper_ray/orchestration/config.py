@@ -246,7 +246,7 @@ class EvaluateConfig(_HeldOutRun):
 
     @property
     def acting(self) -> "Acting":
-        """How the policy's probabilities become an action."""
+        """Rule by which the policy's probabilities become an action, see `Acting`."""
         return "median" if self.greedy else "likeliest" if self.likeliest else "sampled"
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How a stochastic policy turns its probabilities into an action."""
+"""Rules by which a stochastic policy turns its probabilities into an action."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The baseline to beat: try the blueprints in turn, keep what helps."""
+"""The heuristic policy, the baseline to beat: it tries the blueprints in turn and keeps a seed that helps."""
 
 from collections.abc import Sequence
 

@@ -18,7 +18,7 @@ _OWN_DIGEST = "sha256"
 
 
 class PolicyManifest(BaseModel):
-    """What has to be known of a checkpoint to act with its policy.
+    """Description of a checkpoint that is needed to act with its policy.
 
     Attributes:
         versions: of the packages that wrote it.
@@ -88,7 +88,7 @@ def read_policy_manifest(folder: Path) -> PolicyManifest:
 
 
 def read_manifest_as(kind: type[_Manifest], folder: Path, versions: Mapping[str, str]) -> _Manifest:
-    """As `read_policy_manifest`, with more attributes.
+    """Reads the manifest of a checkpoint as an instance of `kind`, checked as by `read_policy_manifest`.
 
     Args:
         kind: the manifest's class.

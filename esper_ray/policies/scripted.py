@@ -1,4 +1,4 @@
-"""Wait, act at random, follow a fixed schedule, repeat what was done before."""
+"""Scripted policies: wait, act at random, follow a fixed schedule, replay recorded decisions."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class WaitPolicy:
     """Never grows anything: the host as it would have been."""
 
     def start_episode(self, episode_seed: int) -> None:
-        """Has nothing to forget."""
+        """Does nothing: the policy has no state."""
 
     def act(self, observation: Observation) -> int:
         """Returns WAIT."""

@@ -64,7 +64,7 @@ class RunData:
 
     @property
     def learns(self) -> bool:
-        """Whether the run updates a policy, so that its iterations are a training."""
+        """True if the run updates a policy, so that its iterations are a training."""
         return bool(self.config.get("iterations"))
 
     @property
@@ -114,7 +114,7 @@ class SearchData:
 
     @property
     def mode(self) -> str:
-        """Whether a larger or a smaller metric is better, "max" or "min"."""
+        """Direction of the metric: "max" if larger is better, "min" if smaller is."""
         return str((self.ranking or self.search).get("mode", "max"))
 
     @property
@@ -210,7 +210,7 @@ def version_of(folder: Path) -> tuple[str, float]:
 
 
 def _comparison_files(folder: Path) -> list[Path]:
-    """Returns what `esper-ray compare` wrote into a run folder; copies under other names are ignored."""
+    """Returns the files that `esper-ray compare` wrote into a run folder; copies under other names are ignored."""
     found = (folder / HELD_OUT).rglob("comparison*.json")
     return sorted(path for path in found if _COMPARISON.fullmatch(path.name))
 

@@ -1,4 +1,4 @@
-"""What is trained: the named tasks, their settings, and how a task becomes a model and loaders."""
+"""The named tasks, their settings, and the construction of a task's model and loaders."""
 
 from esper_ray.data import PreparedData
 from esper_ray.tasks import shipped  # noqa: F401  registers them

@@ -1,4 +1,4 @@
-"""From a task to a model and to loaders."""
+"""Construction of a task's model and loaders."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ def require_sound(task: TaskSpec, inputs: Tensor | None = None) -> None:
 
 
 def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
-    """Returns the task with the tokenizer "auto" replaced by what this machine has: GPT-2's, or else bytes."""
+    """Returns the task with the tokenizer "auto" replaced by GPT-2's if this machine has it, else by bytes."""
     if task.data.tokenizer != "auto":
         return task
     found = find_gpt2_tokenizer(data_dir, task.data.hub)
@@ -92,7 +92,7 @@ def with_tokenizer(task: TaskSpec, data_dir: Path | None = None) -> TaskSpec:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What an episode sees of a data set, on one device. The test split is not part of it, see `load_test_data`."""
+    """Training and validation data of an episode, on one device. The test split is apart, see `load_test_data`."""
 
     train: BatchLoader
     validation: BatchLoader
@@ -102,7 +102,7 @@ class TaskData:
         return TaskData(copy.copy(self.train), copy.copy(self.validation))
 
     def of_host(self, task: TaskSpec, host_seed: int) -> "TaskData":
-        """Returns what the host of a seed sees of it: its share of the training samples, with its wrong labels."""
+        """Returns the data for the host of a seed: its share of the training samples, with its wrong labels."""
         share, noise = task.data.train_share, task.data.label_noise
         if share == 1.0 and noise == 0.0:
             return self

@@ -32,13 +32,13 @@ _Task = TypeVar("_Task", TaskSpec, Callable[[], TaskSpec])
 
 
 def register_task(task: _Task) -> _Task:
-    """Adds a task under its name; also decorates a function that returns one. Returns what it was given.
+    """Registers a task under its name; also decorates a function that returns one. Returns its argument.
 
     A function that raises does not keep a plugin's other tasks from being registered: the error is reported where the
     task is listed or asked for, under the function's name.
 
     Raises:
-        ConfigurationError: it is neither, or the name is taken by another task.
+        ConfigurationError: the argument is neither, or the name is taken by another task.
     """
     if isinstance(task, TaskSpec):
         _add(task)

@@ -127,7 +127,7 @@ class VarietySettings(_Settings):
 
 
 class DecisionSettings(_Settings):
-    """What the actions are, and when the mask allows them. Epochs are completed epochs."""
+    """The actions and the conditions under which the mask allows them. Epochs are completed epochs."""
 
     blueprints: tuple[str, ...] | None = Field(None, min_length=1)
     """Blueprints that can germinate. Unset: all that fit the slot."""
@@ -144,7 +144,7 @@ class DecisionSettings(_Settings):
 
 
 class HeuristicSettings(_Settings):
-    """The heuristic policy. When it may germinate or cull at all is the action mask's affair."""
+    """The heuristic policy. When it may germinate or cull at all is decided by the action mask."""
 
     cull_after: int = Field(5, ge=1)
     """CULL after this many epochs in a stage …"""
@@ -159,7 +159,7 @@ class HeuristicSettings(_Settings):
 
 
 class GovernorSettings(_Settings):
-    """When training has failed and is rolled back. Shares are of the loss of a uniform guess."""
+    """Conditions under which training has failed and is rolled back. Shares are of the loss of a uniform guess."""
 
     snapshot_every: int = Field(5, ge=1)
     """Epochs between snapshots."""

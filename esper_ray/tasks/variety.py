@@ -1,4 +1,4 @@
-"""Hosts that differ: from a task and a host seed to the task of one particular host."""
+"""Hosts that differ: the task of one particular host, derived from a task and a host seed."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def draw_host(task: TaskSpec, host_seed: int) -> TaskSpec:
 
 
 def drawn_settings(task: TaskSpec) -> dict[str, Any]:
-    """Returns what distinguishes the host of a drawn task, by the dotted names of its settings."""
+    """Returns the settings that distinguish the host of a drawn task, by their dotted names."""
     options = {f"host.{option}": task.host.options[option] for option in task.variety.drawn_options}
     return {
         **options,

@@ -1,4 +1,4 @@
-"""One epoch of one model: train, evaluate, and what the gradients looked like."""
+"""Training and evaluation of a model, an epoch at a time, with optimizers and gradient statistics."""
 
 from esper_ray.training.epoch import _train_one_epoch
 from esper_ray.training.evaluation import Evaluation, evaluate

@@ -1,4 +1,4 @@
-"""What a seed's gradients look like after a backward pass."""
+"""Statistics of a seed's gradients after a backward pass."""
 
 from collections.abc import Iterable, Sequence
 from math import hypot, isfinite, sqrt
@@ -30,7 +30,7 @@ def collect_seed_gradients(parameters: Iterable[nn.Parameter]) -> GradientStats:
 
 
 def summarise_norms(norms: Sequence[float], elements: int) -> GradientStats:
-    """Returns what `collect_seed_gradients` does for gradients of these L2 norms, `elements` numbers in all."""
+    """Returns the statistics of `collect_seed_gradients` for gradients of these L2 norms, `elements` numbers in all."""
     if not norms:
         return {
             "gradient_norm": 0.0,

@@ -55,12 +55,12 @@ class JoinedOptimizer:
 
 
 def _is_of_elements(key: str, value: Any) -> bool:
-    """Whether a value of an optimizer's state has a number for each of the parameter's; "step" is a count."""
+    """Returns whether a value of an optimizer's state has the parameter's number of elements; "step" is a count."""
     return isinstance(value, Tensor) and key != "step"
 
 
 def optimizer_settings(group: dict[str, Any]) -> dict[str, Any]:
-    """Returns what an optimizer's group is told, without its parameters."""
+    """Returns the settings of an optimizer's parameter group, without the parameters."""
     return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}
 
 
@@ -76,8 +76,9 @@ def owners(work: TrainingWork) -> dict[int, tuple[torch.optim.Optimizer, dict[st
 
 
 def train_batched(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Trained]:
-    """Trains all hosts, which `model` holds, for an epoch; each comes to what `_train_one_epoch` makes of it, within
-    rounding. The hosts and their optimizers are written to at the end only.
+    """Trains all hosts of `model` for an epoch; the results are those of `_train_one_epoch`, within rounding.
+
+    The hosts and their optimizers are written to at the end only.
 
     Raises:
         FloatingPointError: the loss of one was not finite; nothing has been written.
@@ -111,7 +112,7 @@ def train_batched(model: JoinedModel, works: Sequence[TrainingWork]) -> list[Tra
 
 @torch.inference_mode()
 def evaluate_batched(model: JoinedModel, works: Sequence[EvaluationWork]) -> list[Evaluation]:
-    """Evaluates all hosts, which `model` holds; each comes to what `evaluate` makes of it, within rounding."""
+    """Evaluates all hosts of `model`; the results are those of `evaluate`, within rounding."""
     sums: Tensor | None = None
     total = 0
     with model.slot.paired_output(any(any(kind.alphas) for kind in model.slot.seeds)):

@@ -1,4 +1,4 @@
-"""The work of several hosts done at the same time: as one network where their structure agrees."""
+"""Batched execution of the work of several hosts: as one network where their structure agrees."""
 
 import logging
 import threading
@@ -22,7 +22,7 @@ _Module = TypeVar("_Module")
 
 
 def run_batched(hosts: Sequence[Steps[Result]]) -> list[Result | Exception]:
-    """Does the work of several hosts together, and returns what the steps of each return or raise."""
+    """Runs the coroutines of several hosts together, and returns the result or the exception of each."""
     results: dict[int, Result | Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(hosts)))
     while answers:
@@ -43,7 +43,7 @@ def do_batched(works: Sequence[Work]) -> list[Any]:
     """Does pieces of work of several hosts, together where their structure agrees.
 
     Returns:
-        what each comes to, in the same order, or the exception that it raised.
+        the result of each, in the same order, or the exception that it raised.
     """
     groups: dict[Hashable, list[int]] = {}
     for place, work in enumerate(works):
@@ -134,12 +134,12 @@ def _can_be_joined(work: Work) -> bool:
 
 
 def _structure(work: Work) -> Hashable:
-    """Returns what a host without its seed is made of, and where."""
+    """Returns a key for the structure of a host without its seed, and for its device."""
     return work.structure, str(work.device)
 
 
 def _seed_structure(work: Work) -> Hashable:
-    """Returns what a seed is made of; None without one. A blueprint may be defined anew under its name."""
+    """Returns a key for the structure of a seed; None without one. A blueprint may be defined anew under its name."""
     blueprint = _blueprint(work)
     return None if blueprint is None else (blueprint, seed_factory(blueprint, work.model.seed_slot.topology))
 
@@ -150,7 +150,7 @@ def _blueprint(work: Work) -> str | None:
 
 
 def _kind_of_host(work: Work) -> Hashable:
-    """Returns what must agree for two hosts to be one network, whatever seeds they have."""
+    """Returns a key that agrees for two hosts that can be joined into one network, whatever seeds they have."""
     common = (type(work), _structure(work), work.task_type, len(work.loader), work.loader.samples)
     if isinstance(work, EvaluationWork):
         return common
@@ -158,7 +158,7 @@ def _kind_of_host(work: Work) -> Hashable:
 
 
 def _kind_of_seed(work: Work) -> Hashable:
-    """Returns what must agree for two seeds to be one module; None without a seed."""
+    """Returns a key that agrees for two seeds that can be joined into one module; None without a seed."""
     blueprint = _blueprint(work)
     if blueprint is None or isinstance(work, EvaluationWork):
         return blueprint

@@ -1,4 +1,4 @@
-"""The pieces of work that a host's epoch consists of, and how they are done: one by one, or several hosts together."""
+"""Work items of a host's epoch, and their execution one by one."""
 
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Trained = tuple[float, float, int, GradientStats | None]
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """An epoch's training of one host; what it comes to is what `_train_one_epoch` returns.
+    """Work item: one host's training for an epoch. Its result is that of `_train_one_epoch`.
 
     Attributes:
         structure: tells hosts apart that are built differently.
@@ -40,7 +40,7 @@ class TrainingWork:
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """A host's evaluation, at the alpha `forced_alpha` if that is given; what it comes to is an `Evaluation`."""
+    """Work item: one host's evaluation, at alpha `forced_alpha` if that is given. Its result is an `Evaluation`."""
 
     structure: Hashable
     model: MorphogeneticModel
@@ -56,7 +56,7 @@ Steps = Generator[Work, Any, Result]
 
 
 def run_one(steps: Steps[Result]) -> Result:
-    """Does every piece of work of one host as it comes, and returns what the steps return."""
+    """Runs the coroutine of one host, executes its work items one by one, and returns its result."""
     try:
         work = next(steps)
         while True:
@@ -67,7 +67,7 @@ def run_one(steps: Steps[Result]) -> Result:
 
 
 def do(work: Work) -> Any:
-    """Does one piece of work."""
+    """Executes one work item and returns its result."""
     if isinstance(work, EvaluationWork):
         return _evaluate(work)
     work.loader.start_epoch(work.order_seed)

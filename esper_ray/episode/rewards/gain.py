@@ -6,7 +6,7 @@ from esper_ray.tasks import RewardSettings
 
 
 def gain(step: RewardInput, settings: RewardSettings) -> dict[str, float]:
-    """Pays each *change* of the attributed accuracy, so that the payments add up to what was kept.
+    """Pays each *change* of the attributed accuracy; the payments of an episode add up to that of the kept seed.
 
     A falls to 0 with the seed, and at the end a seed that is not FOSSILIZED gives its A back. Kept accuracy and rent
     are settled at the end. Rent is weighed like attributed accuracy: a doubling costs what `rent` points of it earn, as

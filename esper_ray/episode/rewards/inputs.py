@@ -1,4 +1,4 @@
-"""What a reward reads, and what several modes make of it."""
+"""Inputs of the reward, and computations on them that several modes share."""
 
 from dataclasses import dataclass
 from math import log2
@@ -22,7 +22,7 @@ _FOLLOWED_CHANGES = 5.0
 
 @dataclass(frozen=True)
 class RewardState:
-    """What the reward reads at one decision point. Accuracies in percent, losses in nats.
+    """Inputs of the reward at one decision point. Accuracies in percent, losses in nats.
 
     Attributes:
         stage: the slot's stage.
@@ -104,7 +104,7 @@ def growth_doublings(added_parameters: int, host_parameters: int) -> float:
 
 
 def score_of_record(kept_accuracy: float, added_parameters: int, host_parameters: int, rent: float) -> float:
-    """Returns what an episode came to: kept accuracy (percent) − `rent` points for each doubling of the host."""
+    """Returns the score of record: kept accuracy (percent) − `rent` points for each doubling of the host."""
     return kept_accuracy - rent * growth_doublings(added_parameters, host_parameters)
 
 
@@ -126,7 +126,7 @@ def potential_payment(step: RewardInput, settings: RewardSettings, end: float = 
 
 
 def intervention_cost(step: RewardInput, settings: RewardSettings) -> float:
-    """Returns what the decision itself costs, as a payment ≤ 0."""
+    """Returns the cost of the decision itself, as a payment ≤ 0."""
     costs = {
         Decision.GERMINATE: settings.germinate_cost,
         Decision.FOSSILIZE: settings.fossilize_cost,
@@ -136,5 +136,5 @@ def intervention_cost(step: RewardInput, settings: RewardSettings) -> float:
 
 
 def rollback_payment(step: RewardInput, settings: RewardSettings) -> float:
-    """Returns what a rollback costs, as a payment ≤ 0."""
+    """Returns the cost of a rollback, as a payment ≤ 0."""
     return -settings.rollback_penalty if step.rolled_back else 0.0

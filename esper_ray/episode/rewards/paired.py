@@ -1,4 +1,4 @@
-"""`paired`: pays what the host has over a twin that only waited."""
+"""`paired`: pays the accuracy of the host in excess of a twin that only waited."""
 
 from esper_ray.episode.rewards.inputs import RewardInput, rollback_payment
 from esper_ray.tasks import RewardSettings

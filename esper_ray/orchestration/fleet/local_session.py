@@ -1,4 +1,4 @@
-"""Where a local Ray keeps its files: in a folder that its sockets fit into, with a token of its own."""
+"""The folder of a local Ray's files: its path is short enough for Ray's sockets, and it has its own token."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Placement of actors: the resources of the cluster, what fits on them, and the device of an actor."""
+"""Placement of actors: the resources of the cluster, the actors that fit on them, and the device of an actor."""
 
 import itertools
 import os

@@ -67,7 +67,7 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
 def _play_learned(
     table: "_Table", manifests: dict[str, CheckpointManifest], with_static: bool
 ) -> tuple[dict[tuple[str, str], Played], dict[tuple[str, str], Played]]:
-    """Plays every checkpoint, sampled and deterministic, and what each of them kept as static hosts."""
+    """Plays every checkpoint, sampled and deterministic, and static hosts with the seeds that each of them kept."""
     learned: dict[tuple[str, str], Played] = {}
     static: dict[tuple[str, str], Played] = {}
     for name, checkpoint in manifests.items():

@@ -43,7 +43,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class FoundSchedule:
-    """The best schedule and what the search cost.
+    """The best schedule and the cost of the search.
 
     Attributes:
         ranking: the best schedules with their mean scores on the hosts of the last round, best first, with validation

@@ -317,8 +317,10 @@ class EpisodeAlgorithm(Algorithm):
         return optimizer
 
     def _follow_schedules(self) -> None:
-        """Sets learning rate and entropy coefficient to what they are at this iteration: RLlib would only do so with
-        the next update, and after it."""
+        """Sets learning rate and entropy coefficient by their schedules at the present iteration.
+
+        RLlib would only do so with the next update, and after it.
+        """
         steps = self.iteration * self.config.train_batch_size_per_learner
         learner = self.learner_group._learner
         for optimizer, schedule in learner._optimizer_lr_schedules.items():
@@ -327,11 +329,11 @@ class EpisodeAlgorithm(Algorithm):
 
     @property
     def consumed(self) -> tuple[int, ...]:
-        """For each actor, episodes of its series that were learned from; empty where they follow from `iteration`."""
+        """Number of episodes learned from, per actor's series; empty where it follows from `iteration`."""
         return ()
 
     def _load_consumed(self, consumed: tuple[int, ...]) -> None:
-        """Goes on with each actor's series of episodes where the learner had them."""
+        """Continues each actor's series of episodes after those that were learned from."""
 
 
 def call(actor: ActorHandle | EpisodeRunner, method: str, *arguments: Any) -> Any:

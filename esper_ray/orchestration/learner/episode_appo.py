@@ -94,7 +94,7 @@ class EpisodeAPPO(EpisodeAlgorithm):
 
     @property
     def consumed(self) -> tuple[int, ...]:
-        """For each actor, episodes of its own series that were learned from."""
+        """Number of episodes learned from, per actor's own series."""
         return self._series.consumed
 
     def _load_consumed(self, consumed: tuple[int, ...]) -> None:

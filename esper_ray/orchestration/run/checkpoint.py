@@ -15,7 +15,7 @@ from esper_ray.policies.manifest import PolicyManifest, read_manifest_as
 
 
 class CheckpointManifest(PolicyManifest):
-    """The manifest of a checkpoint: what it was trained on, and for how long.
+    """The manifest of a checkpoint: seeds and length of its training.
 
     Attributes:
         seed, runners, episodes_per_iteration, host_pool, consumed: what the training seeds follow from; `consumed` as

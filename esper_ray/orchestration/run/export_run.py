@@ -67,7 +67,7 @@ def _require_free(folder: Path) -> None:
 
 
 def _export(run: RecordedRun, number: int, is_kept: bool, folder: Path) -> dict[str, Any]:
-    """Exports an episode's host into an empty folder, and returns what topology.json holds."""
+    """Exports an episode's host into an empty folder, and returns the content of topology.json."""
     row = run.row(number)
     prepared = prepare_data(run.task, run.data_dir)
     model = create_model(run.task)

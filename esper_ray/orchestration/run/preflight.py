@@ -45,7 +45,7 @@ class Preflight:
 
     @property
     def numerics(self) -> dict[str, str]:
-        """What decides the last digits of the actors' numbers, see `numeric_settings`; of unequal actors all values."""
+        """Numeric settings of the actors, see `numeric_settings`; of unequal actors all values."""
         names = sorted({name for worker in self.workers for name in worker.numerics})
         return {
             name: " or ".join(sorted({worker.numerics.get(name, UNSET) for worker in self.workers})) for name in names

@@ -67,7 +67,7 @@ class RecordedRun:
 
     @property
     def device(self) -> str:
-        """Where its hosts were trained, "cpu" or "cuda"."""
+        """Kind of device on which its hosts were trained, "cpu" or "cuda"."""
         return str(self.config["device"])
 
     @property

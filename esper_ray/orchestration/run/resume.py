@@ -1,4 +1,4 @@
-"""Going on with a run that ended before its time, and beginning one with the policy of another."""
+"""Resumption of a run that ended early, and the start of a run with the policy of another."""
 
 import logging
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Resumption:
 
 @contextmanager
 def locked_resumption(asked: TrainConfig) -> Iterator[Resumption]:
-    """As `find_resumption`; meanwhile no other process writes the run.
+    """Finds the point of `find_resumption`, and keeps other processes from writing the run in the meantime.
 
     Raises:
         ConfigurationError: something was asked for that the run has decided already.

@@ -62,7 +62,7 @@ class TrainingRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last iteration is over."""
+        """True once the last iteration is over."""
         return self.iteration >= self._plan.iterations
 
     def resume_from(self, tally: RunTally) -> None:

@@ -42,7 +42,7 @@ class TrialResult:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it reached its last iteration or a stop rule."""
+        """True if the trial reached its last iteration or a stop rule."""
         return self.status == "finished"
 
 

@@ -64,7 +64,7 @@ class SeedRepeater(Repeater):
 
 
 class SeparateSeeds(FIFOScheduler):
-    """Holds trials against those of the same training seed only.
+    """Compares trials with those of the same training seed only.
 
     Hosts follow from the seed, so one seed's trials score higher than another's whatever the setting is.
 
@@ -77,24 +77,24 @@ class SeparateSeeds(FIFOScheduler):
         self._of_seed = schedulers
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        """Passes on to the seed's scheduler, as the other methods do."""
+        """Forwards the call to the scheduler of the trial's training seed."""
         self._of(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """As `on_trial_add`."""
+        """Forwards the call to the scheduler of the trial's training seed."""
         self._of(trial).on_trial_error(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """As `on_trial_add`; returns whether the trial goes on."""
+        """Forwards the call to the scheduler of the trial's training seed; returns whether the trial goes on."""
         decision: str = self._of(trial).on_trial_result(tune_controller, trial, result)
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        """As `on_trial_add`."""
+        """Forwards the call to the scheduler of the trial's training seed."""
         self._of(trial).on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """As `on_trial_add`."""
+        """Forwards the call to the scheduler of the trial's training seed."""
         self._of(trial).on_trial_remove(tune_controller, trial)
 
     def _of(self, trial: Trial) -> TrialScheduler:
