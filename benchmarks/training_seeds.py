@@ -18,6 +18,7 @@ from scipy.stats import trim_mean
 
 from esper_ray.cli.main import run
 from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.run.run_folder import checkpoints_of
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     over = [folder for folder in given.runs if _is_over(folder)]
     if not over:
         sys.exit("none of these runs is over")
-    checkpoints = [max((folder / "checkpoints").glob("iteration_*")) for folder in over]
+    checkpoints = [checkpoints_of(folder)[-1] for folder in over]
     options = ["--controls", given.controls, "--episodes", given.episodes, "--search-rounds", given.search_rounds]
     code = run([str(value) for value in ("compare", *checkpoints, *options, "--out", given.out)])
     if code:
@@ -78,13 +79,15 @@ def _tables(found: dict[str, Any]) -> str:
     lines += ["", f"| learned − | control's score | {' | '.join(WAYS)} |", "| --- | --- | --- | --- |"]
     for name, entry in found["controls"].items():
         differences = [_difference(entry), _difference(entry["median"])]
-        lines.append(f"| {name} | {entry['means']['score']:.1f} | {' | '.join(differences)} |")
+        score = f"{entry['means']['score']:.1f}" if "means" in entry else "–"  # static-final has one for each policy
+        lines.append(f"| {name} | {score} | {' | '.join(differences)} |")
     return "\n".join(lines) + "\n"
 
 
 def _difference(of: dict[str, Any]) -> str:
-    low, high = of["difference"]["ci95"]
-    return f"{of['difference']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    interval = of["difference"]["ci95"]
+    found = "not known" if interval is None else f"[{interval[0]:+.1f}, {interval[1]:+.1f}]"
+    return f"{of['difference']['mean']:+.1f} {found}".replace("-", "−")
 
 
 if __name__ == "__main__":

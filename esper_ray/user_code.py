@@ -5,6 +5,7 @@ The standard library and this package are left out. An installed package counts 
 
 import ast
 import hashlib
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,10 +18,15 @@ from types import ModuleType
 _INSTALLED = {"site-packages", "dist-packages"}
 _CANNOT_BE_FOLLOWED = frozenset(
     {"__file__", "__import__", "import_module", "exec", "eval", "run_path", "run_module"}
-    | {"environ", "getenv", "urlopen", "from_pretrained"}
+    | {"environ", "getenv", "urlopen", "urlretrieve", "from_pretrained", "load_state_dict_from_url"}
+    | {"hf_hub_download", "snapshot_download", "home", "cwd", "getcwd"}
 )
 """Names with which a module may read or import what its source does not tell. `eval` only as a plain name."""
-_LONGEST_PATH = 255
+_READERS = frozenset(
+    {"open", "load", "load_file", "loadtxt", "genfromtxt", "fromfile", "memmap", "read_bytes", "read_text"}
+    | {"read_csv", "read_parquet", "read_json", "imread", "safe_open"}
+)
+"""Functions that read a file. Its name is known if it is a constant, an option or a file that `find` returned."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,9 @@ def user_code(*things: object) -> UserCode:
         if source is None:
             parts = [_version(name.partition(".")[0]).encode()]
         else:
-            parts = [source.content, *map(file_digest, _files(source))]
-            unknown = unknown or source.unknown
+            files, unread = _files(source)
+            parts = [source.content, *files]
+            unknown = unknown or source.unknown or (f"module {name} names {unread}" if unread else None)
         found.append((name, _digest(parts)))
     return UserCode(_digest(f"{name} {digest}".encode() for name, digest in sorted(found)), unknown)
 
@@ -173,8 +180,16 @@ def _read(name: str, spec: ModuleSpec) -> _Source:
         tuple(dict.fromkeys(imported for node in nodes for imported in _imports(node, package))),
         tuple(dict.fromkeys(_strings(nodes))),
         path.parent,
-        f"module {name} uses {hidden[0]}, so that not all that it reads is known" if hidden else None,
+        _unknown(name, hidden, nodes),
     )
+
+
+def _unknown(name: str, hidden: list[str], nodes: list[ast.AST]) -> str | None:
+    if hidden:
+        return f"module {name} uses {hidden[0]}, so that not all that it reads is known"
+    if _puts_a_name_together(nodes):
+        return f"module {name} reads a file whose name it puts together"
+    return None
 
 
 def _names(nodes: list[ast.AST]) -> Iterator[str]:
@@ -199,19 +214,52 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
 
 
+def _puts_a_name_together(nodes: list[ast.AST]) -> bool:
+    """Returns whether a file is read whose name is made of several parts in the same expression."""
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            function = node.func
+            called = function.id if isinstance(function, ast.Name) else getattr(function, "attr", None)
+            if called in _READERS:
+                named = [*node.args[:1], *([function.value] if isinstance(function, ast.Attribute) else [])]
+                if any(isinstance(part, ast.BinOp | ast.JoinedStr) for name in named for part in ast.walk(name)):
+                    return True
+    return False
+
+
 def _strings(nodes: list[ast.AST]) -> Iterator[str]:
     for node in nodes:
         text = node.value if isinstance(node, ast.Constant) else None
-        if isinstance(text, str) and 0 < len(text) <= _LONGEST_PATH and not {"\n", "\0"} & set(text):
+        if isinstance(text, str) and text and not {"\n", "\0"} & set(text):
             yield text
 
 
-def _files(source: _Source) -> Iterator[Path]:
-    """Yields the files that a module's source names."""
+def _files(source: _Source) -> tuple[list[bytes], str | None]:
+    """Returns the digests of the files that a module's source names, and a place that it names and that is not known.
+
+    That is a folder, or a file that may not be read.
+    """
+    digests, unread = [], None
     for text in source.strings:
-        for path in {Path(text).expanduser() if text.startswith("~/") else Path(text), source.folder / text}:
-            if path.is_file():
-                yield path
+        for path in sorted({Path(text), source.folder / text, *([in_home(text)] if text.startswith("~/") else [])}):
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    digests.append(file_digest(path))
+                elif text.strip("./"):  # "/" and "." are seldom folders to read from
+                    unread = f"the folder {path}"
+            except PermissionError:
+                unread = f"{path}, which may not be read"
+            except OSError:  # it is not there, or too long for the name of a file
+                continue
+    return digests, unread
+
+
+def in_home(text: str) -> Path:
+    """Returns a path that begins with `~/`, in the user's home folder if there is one."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no home
+        return Path(text)
 
 
 def _is_installed(top: str) -> bool:

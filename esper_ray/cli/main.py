@@ -47,8 +47,8 @@ def main() -> None:
     arguments = sys.argv[1:]
     try:
         code = run(arguments)
-    except SystemExit:  # --help
-        code = 0
+    except SystemExit as request:  # --help, or Ray's handler of SIGTERM
+        code = request.code if isinstance(request.code, int) else int(request.code is not None)
     sys.exit(code or (exit_code_of_lost_output() if _only_prints(arguments) else 0))
 
 
@@ -72,7 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"esper-ray: {' '.join(str(error).split())}", file=sys.stderr)  # torch's own messages run over lines
         return _USAGE_ERROR
     except PermissionError as error:
-        print(f"esper-ray: no permission for {error.filename}: ask its owner for it, or name another", file=sys.stderr)
+        refused = error.filename or error
+        print(f"esper-ray: no permission for {refused}: ask its owner for it, or name another", file=sys.stderr)
         return _USAGE_ERROR
     except KeyboardInterrupt:
         print("esper-ray: interrupted", file=sys.stderr)

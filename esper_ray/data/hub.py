@@ -4,7 +4,7 @@ from typing import Any
 
 from esper_ray.data.source import DataSource
 from esper_ray.errors import DatasetError
-from esper_ray.optional import optional
+from esper_ray.optional import needs, optional
 
 
 def read_hub(source: DataSource) -> Any:
@@ -16,7 +16,7 @@ def read_hub(source: DataSource) -> Any:
     assert source.hub is not None, "the caller has looked"
     library = optional("datasets", "load_dataset")
     if library is None:
-        raise DatasetError("--hub needs the library datasets: pip install datasets tokenizers (the extra [hub])")
+        raise DatasetError(f"--hub {needs('datasets', 'datasets tokenizers (the extra [hub])')}")
     try:
         found = library[0](source.hub.repository)
         tables = {str(name): split.with_format("arrow")[:] for name, split in found.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esper_ray.errors import DatasetError
-from esper_ray.optional import optional
+from esper_ray.optional import needs, optional
 
 VOCABULARIES = {"bytes": 256, "gpt2": 50_257}
 """Tokenizer → number of tokens."""
@@ -63,9 +63,8 @@ class GPT2Tokenizer:
     def __init__(self, path: Path) -> None:
         found = optional("tokenizers", "Tokenizer")
         if found is None:
-            raise DatasetError(
-                "GPT-2 tokens need the library tokenizers: pip install datasets tokenizers (the extra [hub])"
-            )
+            install = "datasets tokenizers (the extra [hub])"
+            raise DatasetError(f"the tokenizer gpt2 {needs('tokenizers', install)}")
         self._path = path
         try:
             self._tokenizer = found[0].from_file(str(path))

@@ -364,9 +364,12 @@ class MorphogenesisEnv(gym.Env[Observation, np.int64]):
 def _usable(device: str | torch.device) -> torch.device:
     """Returns the device, if torch knows it and finds it here."""
     try:
-        found = torch.device(device)
+        found: torch.device | None = torch.device(device)
     except RuntimeError:
-        raise ConfigurationError(f"unknown device '{device}': expected cpu or cuda") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device '{device}': torch finds no GPU here; use cpu")
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"unknown device '{device}': expected cpu or cuda")
+    gpus = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ConfigurationError(f"device '{device}': torch finds {gpus or 'no'} GPU{'s' * (gpus > 1)} here; use cpu")
     return found

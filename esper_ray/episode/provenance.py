@@ -17,7 +17,7 @@ from esper_ray.models.blueprints import seed_factories
 from esper_ray.models.hosts import host_factory
 from esper_ray.plugins import loaded_plugins
 from esper_ray.tasks import TaskSpec
-from esper_ray.user_code import UserCode, file_digest, user_code
+from esper_ray.user_code import UserCode, file_digest, in_home, user_code
 
 _CODE = ("seeding.py", "lifecycle", "models", "data", "training", "tasks", "episode")
 """Parts of the package that the numbers of an epoch follow from."""
@@ -87,7 +87,7 @@ def _option_values(task: TaskSpec) -> Iterator[Any]:
             pending += value
         else:
             text = str(value) if isinstance(value, str | Path) else ""
-            yield str(Path(text).expanduser()) if text.startswith("~/") else text or value
+            yield str(in_home(text)) if text.startswith("~/") else text or value
 
 
 def _names(is_such: Callable[[str], bool], value: Any) -> bool:

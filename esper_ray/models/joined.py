@@ -97,7 +97,7 @@ def _is_close(found: Tensor, expected: Tensor) -> bool:
 
 
 class JoinedModel(nn.Module):
-    """K models of one structure as one network. Their seeds may differ, see `hold`.
+    """K models of one structure as one network. Their seeds may differ, see `attach`.
 
     Args:
         model: one of the models.

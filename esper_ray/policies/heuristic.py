@@ -16,8 +16,8 @@ _WATCHED = frozenset({SeedStage.TRAINING, SeedStage.BLENDING, SeedStage.SHADOWIN
 class HeuristicPolicy:
     """Germinates as soon as it may, culls a seed under which accuracy falls, fossilizes one that contributes.
 
-    Blueprints take turns; one that was culled lately is passed over. When germination and culling are allowed at all is
-    the action mask's affair, so the thresholds are the task's.
+    Blueprints take turns; one that was culled lately is passed over. The action mask decides when germination and
+    culling are legal, by the thresholds of the task.
 
     Args:
         task: what is trained; its `heuristic` settings are used.

@@ -23,7 +23,10 @@ _OPTION_PREFIX = "variety.options."
 
 
 _WRONG: dict[str, str] = {}
-"""What is wrong with the tasks of functions that raised, by the names of the functions."""
+"""Errors in the tasks of functions, by the names of the functions."""
+
+_CLASHES: dict[str, str] = {}
+"""Names of functions that return another task under a name that is taken, by the names of the tasks."""
 
 _FUNCTIONS: dict[str, Callable[[], TaskSpec]] = {}
 """The functions that returned tasks, by the names of the tasks."""
@@ -47,6 +50,8 @@ def register_task(task: _Task) -> _Task:
         raise ConfigurationError(f"register_task takes a TaskSpec or a function that returns one, got {task!r}")
     name = getattr(task, "__name__", repr(task))
     _WRONG.pop(name, None)
+    for taken in [taken for taken, function in _CLASHES.items() if function == name]:
+        del _CLASHES[taken]
     try:
         spec = task()
         if not isinstance(spec, TaskSpec):
@@ -65,6 +70,8 @@ def _add(spec: TaskSpec, function: Callable[[], TaskSpec] | None = None) -> None
     known = _FUNCTIONS.get(spec.name)
     redefines = known is not None and is_redefinition(known, function)
     if spec.name in _TASKS and _TASKS[spec.name] != spec and not redefines:
+        if function is not None:
+            _CLASHES[spec.name] = getattr(function, "__name__", repr(function))
         raise ConfigurationError(f"task '{spec.name}' is already registered")
     _TASKS[spec.name] = spec
     if function is not None:
@@ -82,6 +89,8 @@ def get_task_spec(name: str, overrides: Mapping[str, Any] | None = None) -> Task
     Raises:
         ConfigurationError: the task or a key is unknown (the nearest is named), or a value is out of range.
     """
+    if name in _CLASHES:  # nobody knows which one is meant
+        raise ConfigurationError(f"task '{name}' is registered, and {_CLASHES[name]} returns another one of that name")
     if name not in _TASKS and name in _WRONG:
         raise ConfigurationError(f"task '{name}' is wrong: {_WRONG[name]}")
     if name not in _TASKS:

@@ -1,5 +1,6 @@
 """A machine that becomes slow in the middle of a run costs time, and nothing else."""
 
+import threading
 import time
 from typing import Any
 
@@ -33,13 +34,18 @@ class SlowedEnv(FakeHostEnv):
         return SlowedHostRun(self.task, data, self._device, episode_seed, self.action_table, beginning)
 
 
+@pytest.mark.parametrize("board_dies", [False, True])
 @pytest.mark.usefixtures("session_ray")
-def test_an_actor_that_goes_on_slowly_is_not_replaced() -> None:
-    board = start_board("slow-machine")
-    algorithm = build(1, 1, env=SlowedEnv, board="slow-machine")
+def test_an_actor_that_goes_on_slowly_is_not_replaced(board_dies: bool) -> None:
+    """Nor is it if the board that it reports to dies meanwhile."""
+    board = start_board(f"slow-machine-{board_dies}")
+    algorithm = build(1, 1, env=SlowedEnv, board=f"slow-machine-{board_dies}")
     try:
         assert algorithm.dispatcher is not None
         algorithm.dispatcher.timeout_s = TIMEOUT_S
+        ray.get(board.read.remote())
+        if board_dies:
+            threading.Timer(TIMEOUT_S / 2, ray.kill, (board,), {"no_restart": False}).start()
         started = time.monotonic()
         algorithm.train()
         assert time.monotonic() - started > 2 * TIMEOUT_S

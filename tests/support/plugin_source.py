@@ -96,7 +96,7 @@ def registries_as_before(folder: Path) -> Iterator[None]:
     registries = [
         getattr(module, name)
         for module, names in {
-            registry: ("_TASKS", "_WRONG", "_FUNCTIONS"),
+            registry: ("_TASKS", "_WRONG", "_CLASHES", "_FUNCTIONS"),
             hosts: ("_FACTORIES", "_OPTIONS"),
             blueprints: ("_REGISTRY",),
             source: ("_SOURCES",),

@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from esper_ray.cli.main import _parse, run
+from esper_ray.cli.main import _parse, main, run
 from esper_ray.orchestration.config import TasksConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("no_ray", "own_folder")
@@ -108,6 +109,23 @@ def test_a_flag_with_several_values_may_be_repeated_and_takes_nothing_that_is_no
     tasks = _parse(["tasks", "--plugin", "x", "photos"])
     assert isinstance(tasks, TasksConfig)
     assert (tasks.name, tasks.plugin) == ("photos", ("x",))
+
+
+@pytest.mark.parametrize(("asked", "code"), [(15, 15), (None, 0), (0, 0), ("stopped", 1)])
+def test_who_is_told_to_end_does_not_say_that_all_is_done(
+    asked: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray's handler of SIGTERM does between the start of Ray and the run."""
+
+    def end(_: object) -> int:
+        raise SystemExit(asked)
+
+    monkeypatch.setattr("esper_ray.cli.main._parse", end)
+    monkeypatch.setattr("esper_ray.cli.main.make_output_lasting", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["esper-ray", "train"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
 
 
 def test_an_error_in_a_process_of_its_own_shows_no_traceback() -> None:

@@ -44,6 +44,7 @@ def test_an_actor_has_a_thread_for_each_cpu_whatever_the_process_had(cpus: float
 
 def test_variables_that_decide_numbers_are_recorded_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     deciding = ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "NPY_DISABLE_X")
+    deciding += ("OMP_DYNAMIC", "OMP_THREAD_LIMIT", "KMP_DETERMINISTIC_REDUCTION")
     for name in deciding:
         monkeypatch.setenv(name, "1")
     without = numeric_settings()

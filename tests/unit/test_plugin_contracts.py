@@ -258,6 +258,15 @@ def test_a_task_may_be_defined_anew_as_a_host_may() -> None:
     register_task(other)
     with pytest.raises(ConfigurationError, match="task 'mine' is already registered"):
         get_task_spec("other")
+    with pytest.raises(ConfigurationError, match="task 'mine' is registered, and other returns another one of that"):
+        get_task_spec("mine")
+
+    def mended() -> TaskSpec:
+        return spec("mended")
+
+    mended.__name__ = "other"
+    register_task(mended)
+    assert get_task_spec("mine").classes == 12
 
 
 @pytest.mark.parametrize("given", [None, {"name": "mine"}, "mine"])

@@ -131,11 +131,13 @@ def test_a_damaged_checkpoint_is_refused(env: MorphogenesisEnv, tmp_path: Path) 
     ("device", "message"),
     [
         ("gpu", "unknown device 'gpu': expected cpu or cuda"),
+        ("meta", "unknown device 'meta': expected cpu or cuda"),
+        ("cuda:9", "device 'cuda:9': torch finds no GPU here; use cpu"),
         ("cuda", "device 'cuda': torch finds no GPU here; use cpu"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(fast_task: TaskSpec, device: str, message: str) -> None:
-    if device == "cuda" and torch.cuda.is_available():
+    if device.startswith("cuda") and torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigurationError) as refusal:
         run_ppo_episode(WaitPolicy(), fast_task, device=device)

@@ -189,11 +189,15 @@ def test_shipped_tasks_share_whatever_plugins_there_could_be() -> None:
         ("import os; HOME = os.environ.get('HOME')", "uses environ"),
         ("HERE = __file__", "uses __file__"),
         ("TWO = eval('1 + 1')", "uses eval"),
+        ("FOLDER = 'of_weights'", "names the folder of_weights"),
+        ("def later(name): return open(f'weights_{name}.pt')", "reads a file whose name it puts together"),
+        ("def later(folder): return (folder / 'weights.pt').read_bytes()", "reads a file whose name it puts together"),
     ],
 )
 def test_where_it_is_not_known_what_a_module_reads_nothing_is_shared_and_a_line_says_so_once(
     line: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    Path("of_weights").mkdir()
     name = plugin_with(tmp_path, line)
     load_plugins([name])
     task = get_task_spec(name, {"reward.mode": "paired"})
@@ -205,6 +209,33 @@ def test_where_it_is_not_known_what_a_module_reads_nothing_is_shared_and_a_line_
     (message,) = caplog.messages
     assert message.startswith(f"{name}: nothing is shared between episodes")
     assert f"module {name} {reason}" in message
+
+
+@pytest.mark.parametrize("text", ["ж" * 140, "x" * 5000, "/proc/1/root/x", "~/nowhere", "", ".", "/dev/null", "a\\0b"])
+def test_a_text_in_a_module_may_be_anything(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    name = plugin_with(tmp_path, f"TEXT = '{text}'")
+    load_plugins([name])
+    assert provenance(get_task_spec(name)) == provenance(get_task_spec(name))
+
+
+def test_a_file_that_may_not_be_read_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file of another user is; the tests may run as root, who may read everything."""
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("esper_ray.user_code.file_digest", refuse)
+    (tmp_path / "weights.pt").write_text("1")
+    name = plugin_with(tmp_path, "WEIGHTS = 'weights.pt'")
+    load_plugins([name])
+    assert "weights.pt, which may not be read" in str(what_is_unknown(get_task_spec(name)))
+
+
+def test_files_of_options_and_of_find_are_known(tmp_path: Path) -> None:
+    name = plugin_with(tmp_path, "def later(files): return np.load(files[0]), torch.load(files)")
+    load_plugins([name])
+    assert what_is_unknown(get_task_spec(name)) is None
 
 
 def test_a_module_may_use_what_has_a_name_like_those(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from esper_ray.plugins import load_plugins, shipped_paths
 
 _SECONDS_TO_ANSWER = 5.0
 _SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""Of HTTP/2, an empty one: the kind of a frame is its fourth byte."""
+"""An empty HTTP/2 frame; its fourth byte is the kind."""
 _TOOK_TOO_LONG = re.compile(r"timed? ?out|took too long|overloaded", re.IGNORECASE)
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",

@@ -36,6 +36,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._latest: dict[tuple[int, int], HostProgress] = {}
         self._heard: dict[int, float] = {}
+        self._started = time.monotonic()
 
     def report(self, progress: HostProgress) -> None:
         """Replaces the host's last report."""
@@ -50,14 +51,14 @@ class ProgressBoard:
         self._heard[runner] = time.monotonic()
 
     def silent_seconds(self, runner: int) -> float:
-        """Returns for how long an actor has finished no epoch; infinity if it never has."""
-        return time.monotonic() - self._heard.get(runner, -inf)
+        """Returns for how long an actor has finished no epoch, as far as this board knows."""
+        return time.monotonic() - self._heard.get(runner, self._started)
 
 
 def start_board(name: str) -> ray.actor.ActorHandle:
-    """Starts a board beside this process: the machines that actors sit on come and go."""
+    """Starts a board beside this process: the machines that actors sit on come and go. Ray restarts one that died."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ProgressBoard.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return ProgressBoard.options(name=name, scheduling_strategy=here, max_restarts=-1).remote()  # type: ignore[attr-defined]
 
 
 class BoardReader:
@@ -89,14 +90,14 @@ class BoardReader:
 
 
 def silent_seconds(board: ray.actor.ActorHandle | None, runner: int) -> float:
-    """Returns for how long an actor has finished no epoch: infinity if nobody knows, 0 if the board is too busy."""
+    """Returns for how long an actor has finished no epoch: infinity without a board, 0 if it does not answer."""
     if board is None:
         return inf
     ready, _ = ray.wait([answer := board.silent_seconds.remote(runner)], timeout=_READ_TIMEOUT_SECONDS)
     try:
         return float(ray.get(answer)) if ready else 0.0
-    except RayError:  # the board's process died
-        return inf
+    except RayError:  # the board's process died; the next one counts from its own start
+        return 0.0
 
 
 class ProgressReporter:

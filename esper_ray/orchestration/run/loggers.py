@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune import Callback
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.optional import optional
+from esper_ray.optional import needs, optional
 from esper_ray.orchestration.config import Logger
 from esper_ray.orchestration.fleet.progress import BoardReader
 from esper_ray.orchestration.run.plan import RunObserver, RunPlan
@@ -32,7 +32,7 @@ def require_loggers(names: Sequence[Logger]) -> None:
         library = optional(name, *_USED[name])
         if library is None:
             needed = "mlflow-skinny sqlalchemy alembic" if name == "mlflow" else name
-            raise ConfigurationError(f"--logger {name} needs its library: pip install {needed} (the extra [{name}])")
+            raise ConfigurationError(f"--logger {name} {needs(name, f'{needed} (the extra [{name}])')}")
         online = name == "wandb" and os.environ.get("WANDB_MODE") not in _WITHOUT_LOGIN
         if online and not library[0](prompt=False, verify=False):
             raise ConfigurationError(

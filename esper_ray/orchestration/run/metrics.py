@@ -77,7 +77,9 @@ def mean_with_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def difference_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float] | None:
-    """Returns the 95 % confidence interval of mean(ours) − mean(theirs); None if either has fewer than two values.
+    """Returns the 95 % confidence interval of mean(ours) − mean(theirs); None if it cannot be estimated.
+
+    That takes two values on each side, and values that are not all alike.
 
     Welch, "The generalization of 'Student's' problem when several different population variances are involved", 1947.
     """
@@ -86,7 +88,7 @@ def difference_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple
         return None
     difference, variances = mean - other_mean, (error**2, other_error**2)
     if sum(variances) == 0.0:
-        return difference, difference
+        return None
     freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, (ours, theirs), strict=True))
     margin = float(student_t.ppf(0.975, freedom)) * sqrt(sum(variances))
     return difference - margin, difference + margin

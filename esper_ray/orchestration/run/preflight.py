@@ -89,7 +89,7 @@ def check(algorithm: EpisodeAlgorithm, epochs: int, timeout_seconds: float | Non
         timeout_seconds: asked for; None: it follows from the epoch.
 
     Raises:
-        EpisodeFailedError: an actor cannot train an epoch, or takes longer over it than an episode was granted.
+        EpisodeFailedError: an actor cannot train an epoch, or finishes none within its timeout.
         PlacementError: a machine has too little memory for its actors.
     """
     try:

@@ -12,7 +12,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Repeater,
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from esper_ray.errors import ConfigurationError
-from esper_ray.optional import optional
+from esper_ray.optional import needs, optional
 from esper_ray.orchestration.tuning.search_file import (
     ASHA,
     PBT,
@@ -155,7 +155,7 @@ def require_optuna() -> None:
     found = optional("optuna", "logging", "create_study")
     if found is None:
         raise ConfigurationError(
-            "algorithm optuna needs its library: pip install optuna (the extra [search]), or use algorithm random"
+            f"algorithm optuna {needs('optuna', 'optuna (the extra [search])')}; or use algorithm random"
         )
     found[0].set_verbosity(found[0].WARNING)
 
