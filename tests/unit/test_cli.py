@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_ray", "own_folder")
         ("train --runners -1", "--runners: input should be greater than or equal to 0, got -1"),
         ("train --runners two", "--runners"),
         ("train --iterations 0", "--iterations: input should be greater than or equal to 1, got 0"),
+        ("train --episodes-per-iteration 0", "--episodes-per-iteration: input should be greater than or equal to 1"),
         ("train --ppo.clip -1", "--ppo.clip: input should be greater than 0, got -1.0"),
         ("train --device tpu", "Expected one of ('auto', 'cpu', 'cuda')"),
         ("train --set lifecycle.blending_step=3", "did you mean 'lifecycle.blending_steps'?"),

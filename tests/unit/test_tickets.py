@@ -2,6 +2,8 @@
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -9,6 +11,8 @@ import ray
 from esper_ray.orchestration.fleet.dispatch import PendingTickets, SeriesTickets
 from esper_ray.orchestration.fleet.env_runner import PlayedEpisode
 from esper_ray.orchestration.fleet.tickets import Ticket, assign, assign_number, development_seeds, held_out_seeds
+from esper_ray.orchestration.learner import episode_appo
+from esper_ray.orchestration.learner.episode_appo import EpisodeAPPO
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest
 from esper_ray.seeding import Stream, derive_seed
 
@@ -93,3 +97,17 @@ def test_training_evaluations_and_final_reports_have_no_host_in_common() -> None
     trained = [ticket.episode_seed for number in range(5) for ticket in assign(20, 2, number, base_seed=0)]
     together = [*trained, *development_seeds(100), *held_out_seeds(100)]
     assert len(set(together)) == len(together) == 300
+
+
+def test_an_episode_of_appo_is_played_again_with_the_weights_of_its_first_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the learner has learned meanwhile."""
+    monkeypatch.setattr(episode_appo, "call", lambda actor, method, tickets, keep_from, weights: weights)
+    learner: Any = SimpleNamespace(_weights_of={}, _weights="first", keep_from=0.0)
+    start = partial(EpisodeAPPO._start_with_own_weights, learner, None)
+    tickets = [assign_number(1, number, 3) for number in range(3)]
+    assert start(tickets[:2]) == "first"
+    learner._weights = "second"
+    assert start(tickets[:1]) == start(tickets[1:2]) == "first"
+    assert start(tickets[2:]) == "second"
