@@ -66,8 +66,8 @@ class LearnedPolicy:
     def act(self, observation: Observation) -> int:
         """Returns a legal action.
 
-        `play_episode` and `run_ppo_episode` compare the names of actions and observed values with the environment's first;
-        a loop of one's own does so with `esper_ray.episode.require_fitting`.
+        `run_ppo_episode` first compares the names of actions and observed values with the environment's; your own loop
+        can do so with `esper_ray.episode.require_fitting`.
 
         Raises:
             ConfigurationError: the observation has another size than the policy was trained with.
