@@ -123,7 +123,7 @@ def over_iterations(last: int, title: str | None = "iteration") -> Spec:
         "iteration",
         title,
         scale={"domain": [0.5, max(last, 1) + 0.5], "nice": False},
-        axis={"tickMinStep": 1, "format": "d"},
+        axis=_whole_numbers(last),
     )
 
 
@@ -133,8 +133,13 @@ def over_epochs(last: int, title: str | None = "host epoch") -> Spec:
         "epoch",
         title,
         scale={"domain": [0.5, last + 0.5], "nice": False},
-        axis={"tickMinStep": 1, "format": "d"},
+        axis=_whole_numbers(last),
     )
+
+
+def _whole_numbers(last: int) -> Spec:
+    """Returns an axis from 1 to `last`; up to 2 Vega would have ticks at halves, with labels of whole numbers."""
+    return {"tickMinStep": 1, "format": "d", **({"values": list(range(1, last + 1))} if last <= 2 else {})}
 
 
 def line(x: Spec, y: Spec, colour: str, data: str = "rows", **mark: Any) -> Spec:

@@ -12,6 +12,7 @@ from esper_ray.orchestration.config import TrainConfig
 from esper_ray.report import palette
 from esper_ray.report.aggregate import Bins, action_shares, blueprint_scores, gradient_map, learning_curve
 from esper_ray.report.shell_command import shell_command
+from esper_ray.report.specs import over_epochs, over_iterations
 
 
 def test_a_command_says_only_what_differs_from_the_defaults() -> None:
@@ -125,3 +126,10 @@ class TestColours:
     def test_values_are_ordered_by_lightness(self, dark: bool) -> None:
         steps = [palette.luminance(palette.theme(dark)[f"seq-{i}"]) for i in range(len(palette.SEQUENCE))]
         assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 16, 75])
+def test_an_axis_of_iterations_has_no_label_twice(last: int) -> None:
+    """Vega puts ticks at halves where the numbers end at 1 or 2, and writes them as whole ones."""
+    for x in (over_iterations(last), over_epochs(last)):
+        assert x["axis"].get("values", []) == ([*range(1, last + 1)] if last < 3 else [])
