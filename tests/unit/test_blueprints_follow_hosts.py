@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esper_ray.errors import EsperError, LifecycleError
 from esper_ray.lifecycle import LifecycleSettings
-from esper_ray.models import MorphogeneticModel, SlottedHost, barred_blueprints, blueprint, build_seed, host
+from esper_ray.models import MorphogeneticModel, SlottedHost, barred_blueprints, blueprint, build_seed, host, probes
 from esper_ray.tasks import DataSettings, HostSettings, TaskSpec, build, create_model, get_task_spec, require_sound
 from esper_ray.training import _train_one_epoch
 
@@ -137,7 +137,7 @@ def sees_later(seed: nn.Module, features: Tensor) -> bool:
         for parameter in seed.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         before = seed.eval()(features)
-        features[:, -1] += 1.0
+        features[:, -1] += torch.randn(features.shape[-1])
         return not torch.equal(before[:, :-1], seed(features)[:, :-1])
 
 
@@ -153,6 +153,14 @@ def test_attention_seeds_are_causal_in_causal_hosts_alone(kind: type[Encoder], b
     model.germinate_seed(blueprint_id, "s")
     assert model.seed_slot.seed is not None
     assert sees_later(model.seed_slot.seed, torch.randn(2, 6, WIDTH)) is not causal
+
+
+def test_a_layer_norm_does_not_hide_that_a_seed_sees_later_positions() -> None:
+    """Of these features it takes a constant away to the last bit."""
+    features = torch.tensor([-1.0, 1.0]).repeat(WIDTH // 2).expand(1, 6, WIDTH)
+    for causal in (False, True):
+        seed = probes.disturbed(build_seed("attention", "transformer", WIDTH, causal))
+        assert probes.sees_later_positions(seed, features) is not causal
 
 
 def test_probing_a_host_draws_nothing_and_leaves_the_shipped_transformer_as_it_was() -> None:
