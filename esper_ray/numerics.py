@@ -12,7 +12,15 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _REPRODUCIBLE_CUBLAS = ":4096:8"
 """Workspaces with which cuBLAS gives the same numbers each time: see "Results reproducibility" in its manual."""
 _FAMILIES = ("OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "CUBLAS", "CUDNN_", "NPY_")
-_HARMLESS = ("_NUM_THREADS", "_VERBOSE", "_VERBOSE_OUTPUT_FILE", "_THREADING_LAYER", "_INTERFACE_LAYER")
+_HARMLESS = (
+    "_DUPLICATE_LIB_OK",
+    "_INIT_AT_FORK",
+    "_NUM_THREADS",
+    "_VERBOSE",
+    "_VERBOSE_OUTPUT_FILE",
+    "_THREADING_LAYER",
+    "_INTERFACE_LAYER",
+)
 """Endings of those of the families that decide no numbers; the number of threads is always set, see `play_as_actor`."""
 _OTHERS = (
     *("ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT"),

@@ -49,7 +49,7 @@ def test_variables_that_decide_numbers_are_recorded_and_others_are_not(monkeypat
         monkeypatch.setenv(name, "1")
     without = numeric_settings()
     assert {name: "1" for name in deciding}.items() <= without.items()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ONEDNN_VERBOSE", "TORCH_LOGS"):
+    for name in ("OMP_NUM_THREADS", "KMP_INIT_AT_FORK", "MKL_NUM_THREADS", "ONEDNN_VERBOSE", "TORCH_LOGS"):
         monkeypatch.setenv(name, "2")
     assert numeric_settings() == without
 
