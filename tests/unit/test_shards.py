@@ -50,3 +50,8 @@ def test_durations_are_measured_and_kept(suite: pytest.Pytester) -> None:
     assert durations.keys() == {*SECONDS, "test_new.py"}
     assert durations["test_a.py"] < 10 and durations["test_new.py"] < 10
     assert durations["test_b.py"] == SECONDS["test_b.py"]
+
+
+def test_every_nightly_file_has_a_duration() -> None:
+    durations = json.loads((CONFTEST.parent / "durations.json").read_text())
+    assert durations.keys() == {path.name for path in CONFTEST.parent.glob("test_*.py")}
