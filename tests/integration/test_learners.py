@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 from fakes import SlowEnv
-from learners import TASK, assert_same_weights, build, differ, rows, weights, weights_of_the_actors
+from learners import (
+    TASK,
+    assert_a_new_run_begins_with_its_policy_alone,
+    assert_same_weights,
+    build,
+    differ,
+    rows,
+    weights,
+    weights_of_the_actors,
+)
 
 from esper_ray.episode import MorphogenesisEnv
 from esper_ray.episode.rollout import play_episode
@@ -166,23 +175,7 @@ def test_a_learner_that_takes_up_a_checkpoint_learns_on_as_if_it_had_never_stopp
 
 
 def test_a_new_run_begins_with_another_s_policy_and_nothing_else(tmp_path: Path) -> None:
-    algorithm = build(0, 2)
-    try:
-        algorithm.train()
-        algorithm.write_checkpoint(tmp_path)
-        saved = weights(algorithm)
-    finally:
-        algorithm.stop()
-    new = build(0, 2)
-    try:
-        new.warm_start(tmp_path)
-        assert new.iteration == 0
-        assert_same_weights(weights(new), saved)
-        assert not new._optimizer.state_dict()["state"]
-        new.train()
-        assert [row["number"] for row in rows(new)] == [0, 1]
-    finally:
-        new.stop()
+    assert_a_new_run_begins_with_its_policy_alone(tmp_path, runners=0, learner="ppo")
 
 
 def test_an_episode_may_be_longer_than_a_minibatch_of_a_recurrent_policy() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeHostEnv
-from learners import assert_same_weights, build, rows, weights
+from learners import assert_a_new_run_begins_with_its_policy_alone, assert_same_weights, build, rows, weights
 
 pytestmark = pytest.mark.usefixtures("session_ray")
 
@@ -36,26 +36,7 @@ def test_appo_goes_on_behind_the_episodes_that_it_has_learned_from(tmp_path: Pat
 
 
 def test_a_new_run_begins_with_another_s_policy_and_nothing_else(tmp_path: Path) -> None:
-    algorithm = build(1, 2, learner="appo")
-    try:
-        algorithm.train()
-        algorithm.write_checkpoint(tmp_path)
-        saved = weights(algorithm)
-    finally:
-        algorithm.stop()
-    new = build(1, 2, learner="appo")
-    try:
-        new.warm_start(tmp_path)
-        assert new.iteration == 0
-        assert_same_weights(
-            {name: value for name, value in weights(new).items() if "_old_" not in name},
-            {name: value for name, value in saved.items() if "_old_" not in name},
-        )
-        assert not new._optimizer.state_dict()["state"]
-        new.train()
-        assert [row["number"] for row in rows(new)] == [0, 1]
-    finally:
-        new.stop()
+    assert_a_new_run_begins_with_its_policy_alone(tmp_path, runners=1, learner="appo")
 
 
 def test_an_actor_that_was_done_in_time_is_not_lost_because_nobody_looked() -> None:

@@ -1,5 +1,6 @@
 """Algorithms on real actors, and what tests look at of them."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -68,3 +69,28 @@ def assert_same_weights(found: dict[str, np.ndarray], expected: dict[str, np.nda
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         assert np.array_equal(found[name], weight), name
+
+
+def assert_a_new_run_begins_with_its_policy_alone(folder: Path, runners: int, learner: Literal["ppo", "appo"]) -> None:
+    """Holds that a run from another one's checkpoint has its weights, and neither its optimizer nor its episodes."""
+
+    def policy(algorithm: EpisodeAlgorithm) -> dict[str, np.ndarray]:
+        return {name: value for name, value in weights(algorithm).items() if "_old_" not in name}  # APPO's target
+
+    algorithm = build(runners, 2, learner=learner)
+    try:
+        algorithm.train()
+        algorithm.write_checkpoint(folder)
+        saved = policy(algorithm)
+    finally:
+        algorithm.stop()
+    new = build(runners, 2, learner=learner)
+    try:
+        new.warm_start(folder)
+        assert new.iteration == 0
+        assert_same_weights(policy(new), saved)
+        assert not new._optimizer.state_dict()["state"]
+        new.train()
+        assert [row["number"] for row in rows(new)] == [0, 1]
+    finally:
+        new.stop()
