@@ -17,16 +17,15 @@ from ray.cluster_utils import Cluster
 from writers import cifar_batches, write_cifar_archive
 
 from esper_ray.cli.main import run
-from esper_ray.errors import PlacementError, RunFolderError
+from esper_ray.errors import PlacementError
 from esper_ray.file_locks import locked
 from esper_ray.orchestration.config import TuneConfig
 from esper_ray.orchestration.fleet import placement
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.placement import Placement, place_trials
-from esper_ray.orchestration.run.run_folder import require_unlocked
 from esper_ray.orchestration.tuning.search import SearchPlan, SearchResult, run_search
 from esper_ray.orchestration.tuning.searchers import BoundedPBT
-from esper_ray.orchestration.tuning.trial import _await_unlocked
+from esper_ray.orchestration.tuning.trial import _claimed_after_former_actor
 
 TRAIN: dict[str, Any] = {
     **{"task": "digits", "iterations": 3, "episodes_per_iteration": 4, "wait_only_episodes": 0, "max_epochs": 12},
@@ -222,12 +221,11 @@ def test_a_trial_that_takes_over_while_its_own_checkpoint_is_being_written_goes_
 def test_a_trial_s_next_actor_waits_until_the_one_before_has_let_go_of_its_folder(tmp_path: Path) -> None:
     former = ExitStack()
     former.enter_context(locked(tmp_path, blocking=False))
-    with pytest.raises(RunFolderError):
-        require_unlocked(tmp_path)
-    ending = threading.Timer(0.3, former.close)
+    let_go = threading.Event()
+    ending = threading.Timer(0.3, lambda: (let_go.set(), former.close()))
     ending.start()
-    _await_unlocked(tmp_path)
-    require_unlocked(tmp_path)
+    with _claimed_after_former_actor(tmp_path):
+        assert let_go.is_set()
     ending.join()
 
 

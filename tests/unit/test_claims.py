@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from esper_ray.errors import RunFolderError
-from esper_ray.orchestration.held_out.episode_store import EpisodeStore
-from esper_ray.orchestration.run.claims import claimed, claimed_run
+from esper_ray.orchestration.run.claims import claimed, claimed_again, claimed_run
 from esper_ray.orchestration.run.run_folder import RunFolder
 
 
@@ -32,7 +31,7 @@ def test_a_run_that_ended_while_another_one_began_is_not_lost(tmp_path: Path, mo
     out, claim = tmp_path / "run", claims.claimed
 
     def claimed_late(folder: Path) -> Any:
-        with claim(folder), RunFolder(folder, {"first": True}, is_claimed=True):
+        with claim(folder), RunFolder(folder, {"first": True}):
             pass
         return claim(folder)
 
@@ -90,19 +89,14 @@ def test_the_claim_of_a_killed_process_is_void(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_and_a_store_write_into_the_folder_that_is_claimed(tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path / "run"),
-        RunFolder(tmp_path / "run", {}, is_claimed=True),
-        pytest.raises(RunFolderError, match="goes on in another process"),
-    ):
-        RunFolder(tmp_path / "run", {})
-    with (
-        claimed(tmp_path / "store"),
-        EpisodeStore(tmp_path / "store", {}, is_claimed=True),
-        pytest.raises(RunFolderError, match="another command writes"),
-    ):
-        EpisodeStore(tmp_path / "store", {})
+def test_a_run_that_one_process_goes_on_with_is_refused_to_others(tmp_path: Path) -> None:
+    refused = pytest.raises(RunFolderError, match="goes on in another process")
+    with claimed_again(tmp_path), refused, claimed_again(tmp_path):
+        pass
+    with claimed(tmp_path), refused, claimed_again(tmp_path):
+        pass
+    with claimed_again(tmp_path), pytest.raises(RunFolderError, match="another command writes"), claimed(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

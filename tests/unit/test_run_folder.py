@@ -113,17 +113,6 @@ def test_a_run_that_goes_on_keeps_what_it_had_come_to_and_nothing_behind_it(tmp_
         assert read_metrics(path) == []
 
 
-def test_no_two_write_the_same_run(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", {}) as folder:
-        folder.add_iteration({"iteration": 1})
-        for keep_iterations in (None, 1):
-            with pytest.raises(RunFolderError, match="goes on in another process"):
-                RunFolder(tmp_path / "run", {}, keep_iterations)
-    assert read_metrics(tmp_path / "run") == [{"iteration": 1}]
-    with RunFolder(tmp_path / "run", {}, keep_iterations=1):
-        pass
-
-
 def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
     require_usable(tmp_path / "new" / "run", overwrite=False)
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,7 @@ def compare(config: CompareConfig, observer: RunObserver) -> Comparison:
     with claimed(out), started_actors(with_plugins(config, first), task, out) as (plan, algorithm, board):
         for checkpoint in manifests.values():
             checkpoint.require_spaces(plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(first, plan, config.data_dir), is_claimed=True) as store:
+        with EpisodeStore(out, store_settings(first, plan, config.data_dir)) as store:
             observer.on_start(plan, board)
             table = _Table(store, algorithm, plan, seeds, observer)
             controls = {name: Played(table.play(name, policy)) for name, policy in _scripted(plan, wanted).items()}

@@ -15,7 +15,6 @@ from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode, spread
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.run.append_file import AppendFile
-from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.run_folder import replace_file, require_writable, write_json
 
 _EPISODES = "episodes.jsonl"
@@ -51,22 +50,19 @@ class EpisodeStore:
     """A folder of episodes, all of one task. Use it as a context manager.
 
     Args:
-        folder: made if there is none.
+        folder: made if there is none; claimed by this process where others may write there.
         settings: what all its episodes have in common; a folder of other settings is refused.
-        is_claimed: this process holds the folder's lock already.
 
     Raises:
         RunFolderError: the folder cannot be written, is damaged, or holds something else.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], is_claimed: bool = False) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         self._outcomes: dict[tuple[str, int], Outcome] = {}
         require_store(folder)
         with ExitStack() as opened:
             try:
-                if not is_claimed:
-                    opened.enter_context(claimed(folder))
                 self._require_same(json.loads(json.dumps(settings)))
                 self._read()
                 self._file = opened.enter_context(closing(AppendFile(folder / _EPISODES)))

@@ -73,7 +73,7 @@ def evaluate_checkpoint(config: EvaluateConfig, observer: RunObserver) -> Evalua
     require_store(out)
     with claimed(out), started_actors(with_plugins(config, manifest), task, out) as (plan, algorithm, board):
         manifest.require_spaces(plan.action_names, plan.observation_names)
-        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir), is_claimed=True) as store:
+        with EpisodeStore(out, store_settings(manifest, plan, config.data_dir)) as store:
             observer.on_start(plan, board)
             policy = LearnedPolicy.from_checkpoint(config.checkpoint, config.acting)
             outcomes = play_missing(

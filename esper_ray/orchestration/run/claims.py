@@ -42,6 +42,21 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def claimed_again(run: Path) -> Iterator[None]:
+    """Claims the folder of a run that is there, to go on with it.
+
+    Raises:
+        FolderInUseError: another process has claimed it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run, blocking=False))
+        except BlockingIOError:
+            raise FolderInUseError(f"the run in {run} goes on in another process; end that first") from None
+        yield
+
+
+@contextmanager
 def claimed_run(out: Path | None, name: str, overwrite: bool) -> Iterator[Path]:
     """Claims the folder of a new run, and returns it: `out`, or else one that is called after `name` and the time.
 

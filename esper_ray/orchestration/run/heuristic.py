@@ -55,7 +55,7 @@ def play_heuristic(config: HeuristicConfig, observer: RunObserver) -> HeuristicR
     started = time.monotonic()
     with ExitStack() as stack:
         plan, algorithm, board = stack.enter_context(started_run(config))
-        folder = stack.enter_context(RunFolder(plan.out, plan.as_dict(), is_claimed=True))
+        folder = stack.enter_context(RunFolder(plan.out, plan.as_dict()))
         result = HeuristicResult(plan)
         observer.on_start(plan, board)
         finished: dict[int, EpisodeRecord] = {}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from math import inf
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from esper_ray.errors import RunFolderError, no_permission
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
+from esper_ray.orchestration.run.run_folder import NUMBER, PARTIAL, replace_file
 
 _SUFFIX = ".safetensors"
 _PREFIX = "episode_"
-_NAME = re.compile(rf"{_PREFIX}(?P<number>\d{{6}}|[1-9]\d{{6,}}){re.escape(_SUFFIX)}")
-_PARTIAL = ".writing"
+_NAME = re.compile(rf"{_PREFIX}(?P<number>{NUMBER}){re.escape(_SUFFIX)}")
 
 
 class KeptHosts:
@@ -40,7 +39,7 @@ class KeptHosts:
 
     def resume_from(self, accuracies: Sequence[float]) -> None:
         """Loads the hosts in the folder that belong to these kept validation accuracies, and deletes the others."""
-        for partial in self._folder.glob(f"{_PREFIX}*{_PARTIAL}"):
+        for partial in self._folder.glob(f"{_PREFIX}*{PARTIAL}"):
             partial.unlink()
         found = kept_episodes(self._folder)
         known = {number: accuracies[number - 1] for number in found if number <= len(accuracies)}
@@ -65,24 +64,10 @@ class KeptHosts:
             del accuracies[displaced]
         if displaced == number:
             return
-        self._write(number, episode.weights)
+        replace_file(_path(self._folder, number), save(episode.weights))  # `save_file` would let nobody else read it
         self._accuracies = accuracies
         if displaced is not None:
             _path(self._folder, displaced).unlink(missing_ok=True)
-
-    def _write(self, number: int, weights: dict[str, Tensor]) -> None:
-        final = _path(self._folder, number)
-        partial = final.with_suffix(_PARTIAL)
-        try:
-            self._folder.mkdir(exist_ok=True)
-            partial.write_bytes(save(weights))  # `save_file` would let nobody else read it
-            partial.rename(final)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise RunFolderError(
-                f"the host of episode {number} is not kept: {final} cannot be written: {error}"
-            ) from error
 
 
 def kept_episodes(folder: Path) -> list[int]:

@@ -15,6 +15,7 @@ from esper_ray.orchestration.fleet.cluster import quiet_logging
 from esper_ray.orchestration.learner.algorithm import EpisodeAlgorithm
 from esper_ray.orchestration.learner.learner_state import read_learner_state
 from esper_ray.orchestration.run.checkpoint import CheckpointManifest, read_manifest
+from esper_ray.orchestration.run.claims import claimed_again
 from esper_ray.orchestration.run.plan import ORIGIN, RunPlan
 from esper_ray.orchestration.run.run_folder import (
     EPISODES_FILE,
@@ -22,7 +23,6 @@ from esper_ray.orchestration.run.run_folder import (
     checkpoints_of,
     has_ended,
     iteration_of,
-    only_writer,
     read_config,
     read_episodes,
     read_metrics,
@@ -71,7 +71,7 @@ def locked_resumption(asked: TrainConfig) -> Iterator[Resumption]:
     assert asked.resume is not None
     _require_nothing_decided(asked)
     read_config(asked.resume)
-    with only_writer(asked.resume):
+    with claimed_again(asked.resume):
         yield find_resumption(asked)
 
 

@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from typing_extensions import Self
 
 from esper_ray.episode.record import json_safe
 from esper_ray.errors import RunFolderError, no_permission
-from esper_ray.file_locks import locked
 from esper_ray.orchestration.fleet.tickets import FinishedEpisode
 from esper_ray.orchestration.run.append_file import AppendFile
 from esper_ray.orchestration.run.tensorboard_events import TensorBoardEvents
@@ -35,10 +34,12 @@ HELD_OUT = "held_out"
 IN_PROGRESS = "episodes_in_progress"
 """What actors write down of their episodes while a run goes on."""
 _EVENTS = "events.out.tfevents.*"
-_PARTIAL = ".writing"
+PARTIAL = ".writing"
 _WRITING, _REMOVING = ".writing-", ".removing-"
 """Begin the names of checkpoints that are only half there."""
-_CHECKPOINT_NAME = re.compile(r"iteration_(?:\d{6}|[1-9]\d{6,})")
+NUMBER = r"(?:\d{6}|[1-9]\d{6,})"
+"""Matches what the format 06d writes."""
+_CHECKPOINT_NAME = re.compile(f"iteration_{NUMBER}")
 _ALWAYS_KEPT = 2
 """Checkpoints: the last one, and one more should it be damaged."""
 
@@ -53,7 +54,7 @@ def require_usable(path: Path, overwrite: bool) -> None:
         raise RunFolderError(f"--out {path} is not a folder; name another one")
     if (path / _CONFIG).exists() and not overwrite:
         raise RunFolderError(f"--out {path} already holds a run; name another folder, or replace it with --overwrite")
-    others = [entry for entry in path.iterdir() if entry.suffix != _PARTIAL] if path.is_dir() else []
+    others = [entry for entry in path.iterdir() if entry.suffix != PARTIAL] if path.is_dir() else []
     if others and not (path / _CONFIG).exists():
         raise RunFolderError(f"--out {path} holds other files; name a new or empty folder")
     require_writable(path)
@@ -148,15 +149,16 @@ def write_json(path: Path, content: Mapping[str, Any], exact: bool = False) -> N
     replace_file(path, json.dumps(content if exact else json_safe(dict(content)), indent=2) + "\n")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that it is never half there.
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Writes a file under another name and renames it, so that it is never half there; makes its folder if need be.
 
     Raises:
         RunFolderError: it cannot be written, as on a full disk; what was there before is as it was.
     """
-    partial = path.with_suffix(_PARTIAL)
+    partial = path.with_suffix(PARTIAL)
     try:
-        partial.write_text(text)
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.rename(path)
     except OSError as error:
         with suppress(OSError):
@@ -192,44 +194,18 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing the run.
-
-    Raises:
-        RunFolderError: another one does.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder, blocking=False))
-        except BlockingIOError:
-            raise RunFolderError(f"the run in {folder} goes on in another process; end that first") from None
-        yield
-
-
-def require_unlocked(folder: Path) -> None:
-    """Checks, without writing anything, that no other process writes the run.
-
-    Raises:
-        RunFolderError: another one does.
-    """
-    with only_writer(folder):
-        pass
-
-
 class RunFolder:
-    """Writes one run. Use it as a context manager. No two processes write the same one.
+    """Writes one run. Use it as a context manager.
 
     Args:
-        path: as checked by `require_usable`.
+        path: as checked by `require_usable`, and claimed by this process where others may write there.
         config: everything that the run follows from.
         keep_iterations: go on with the run that the folder holds: its rows up to this iteration stay, later ones go;
             None: begin a new one.
         keep_policies: its checkpoints and hosts stay as well.
-        is_claimed: this process holds the folder's lock already.
 
     Raises:
-        RunFolderError: the folder cannot be written, or another process writes it.
+        RunFolderError: the folder cannot be written.
     """
 
     def __init__(
@@ -238,14 +214,11 @@ class RunFolder:
         config: Mapping[str, Any],
         keep_iterations: int | None = None,
         keep_policies: bool = True,
-        is_claimed: bool = False,
     ) -> None:
         self.path = path
         with ExitStack() as opened:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                if not is_claimed:
-                    opened.enter_context(only_writer(path))
                 if keep_iterations is None:
                     self._remove_old_run()
                 else:
@@ -276,7 +249,7 @@ class RunFolder:
     def _keep(self, iterations: int, policies: bool) -> None:
         """Deletes the rows and checkpoints after an iteration, and temporary files."""
         for name in (_CONFIG, METRICS_FILE, EPISODES_FILE, _SUMMARY):
-            (self.path / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
+            (self.path / name).with_suffix(PARTIAL).unlink(missing_ok=True)
         (self.path / _SUMMARY).unlink(missing_ok=True)
         for name in (METRICS_FILE, EPISODES_FILE):
             file = self.path / name

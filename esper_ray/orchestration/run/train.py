@@ -60,7 +60,7 @@ def started_training(config: TrainConfig, observer: RunObserver) -> Iterator[tup
         if resumption is not None and goes_on:
             resume_run(algorithm, plan, resumption)
         row = described(plan, resumption)
-        folder = stack.enter_context(RunFolder(plan.out, row, keep_iterations=kept, is_claimed=True))
+        folder = stack.enter_context(RunFolder(plan.out, row, keep_iterations=kept))
         watching = stack.enter_context(logged(observer, config.logger, plan))
         run = TrainingRun(plan, algorithm, folder, watching)
         if resumption is not None and kept is not None:

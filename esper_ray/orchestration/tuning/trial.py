@@ -2,7 +2,8 @@
 
 import json
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 from ray import tune
 
-from esper_ray.errors import RunFolderError
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.fleet.placement import Placement
+from esper_ray.orchestration.run.claims import FolderInUseError, claimed
 from esper_ray.orchestration.run.metrics import lookup
 from esper_ray.orchestration.run.plan import RunPlan, built_actors, require_playable
-from esper_ray.orchestration.run.run_folder import RunFolder, has_ended, read_metrics, require_unlocked
+from esper_ray.orchestration.run.run_folder import RunFolder, has_ended, read_metrics
 from esper_ray.orchestration.run.run_result import RunTally
 from esper_ray.orchestration.run.training_run import TrainingRun
 from esper_ray.orchestration.tuning.search_file import STOP_KEYS, SearchFile
@@ -134,7 +135,7 @@ class Trial(tune.Trainable):
         own = state.get("trial") == self._path.name
         described = {**plan.as_dict(), "setting": self._setting}
         kept = algorithm.iteration if checkpoint is not None else None
-        _await_unlocked(self._path)
+        self._stack.enter_context(_claimed_after_former_actor(self._path))
         folder = RunFolder(self._path, described, keep_iterations=kept, keep_policies=own)
         self._run = TrainingRun(plan, algorithm, self._stack.enter_context(folder), QuietObserver())
         if checkpoint is not None:
@@ -143,16 +144,20 @@ class Trial(tune.Trainable):
         return self._run
 
 
-def _await_unlocked(folder: Path) -> None:
-    """Waits for another writer of the folder to finish, for a limited time."""
+@contextmanager
+def _claimed_after_former_actor(folder: Path) -> Iterator[None]:
+    """Claims the trial's folder; waits, for a limited time, for an actor that writes there still."""
     give_up = time.monotonic() + _FORMER_ACTOR_MAY_TAKE
-    while folder.is_dir() and time.monotonic() < give_up:
-        try:
-            require_unlocked(folder)
-        except RunFolderError:
-            time.sleep(0.1)
-        else:
-            return
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(claimed(folder))
+                break
+            except FolderInUseError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+        yield
 
 
 def trial_name(trial_id: str, seed: int) -> str:
