@@ -130,7 +130,7 @@ def _subcommand(name: str, settings: Any, config: Path | None = None) -> Any:
     """Returns a command as an annotated type for tyro; its defaults come from the file that `--config` names."""
     default: dict[str, Any] = {}
     if "config" in getattr(settings, "model_fields", ()):
-        from esper_ray.orchestration.config import load_config
+        from esper_ray.orchestration.config_files import load_config
 
         default = {"default": settings() if config is None else load_config(config, settings)}
     return Annotated[settings, tyro.conf.subcommand(name, description=COMMANDS[name].summary, **default)]

@@ -18,16 +18,8 @@ from typing_extensions import Self
 from esper_ray.errors import ConfigurationError
 from esper_ray.notebook import frames
 from esper_ray.notebook.display import make_session_display
-from esper_ray.orchestration.config import (
-    CompareConfig,
-    HeuristicConfig,
-    TrainConfig,
-    TuneConfig,
-    load_config,
-    parse_config,
-    read_yaml,
-    require_known_keys,
-)
+from esper_ray.orchestration.config import CompareConfig, HeuristicConfig, TrainConfig, TuneConfig
+from esper_ray.orchestration.config_files import load_config, parse_config, read_yaml, require_known_keys
 from esper_ray.orchestration.fleet.cluster import local_ray
 from esper_ray.orchestration.fleet.interrupts import deferred_interrupts, interrupts_raise
 from esper_ray.orchestration.held_out.compare import compare

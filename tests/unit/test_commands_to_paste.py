@@ -9,7 +9,8 @@ import pytest
 
 from esper_ray.cli.train import summary
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.config import TrainConfig, load_config
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config_files import load_config
 from esper_ray.orchestration.run.run_result import RunResult, RunTally
 from esper_ray.report.shell_command import shell_command
 from esper_ray.shell import pasteable

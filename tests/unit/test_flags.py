@@ -8,7 +8,8 @@ import pytest
 
 from esper_ray import __version__
 from esper_ray.cli.main import _parse, run
-from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, TasksConfig, TrainConfig, shipped_files
+from esper_ray.orchestration.config import CompareConfig, EvaluateConfig, TasksConfig, TrainConfig
+from esper_ray.orchestration.config_files import shipped_files
 from esper_ray.orchestration.tuning.search_file import load_search
 
 

@@ -9,7 +9,7 @@ import yaml
 from ray import tune
 
 from esper_ray.cli.main import run
-from esper_ray.orchestration.config import load_config
+from esper_ray.orchestration.config_files import load_config
 from esper_ray.orchestration.run.run_folder import METRICS_FILE
 from esper_ray.orchestration.tuning.ranking import TrialResult, rank
 from esper_ray.orchestration.tuning.search_file import METRICS, STOP_KEYS, SearchFile, load_search

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from esper_ray import __version__
-from esper_ray.orchestration.config import TrainConfig, load_config
+from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config_files import load_config
 from esper_ray.orchestration.tuning.search_file import load_search
 from esper_ray.tasks import get_task_spec, require_sound
 

@@ -10,14 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from esper_ray.errors import ConfigurationError, unknown_name
-from esper_ray.orchestration.config import (
-    WAYS,
-    LearnerSettings,
-    TrainConfig,
-    parse_config,
-    read_yaml,
-    require_known_keys,
-)
+from esper_ray.orchestration.config import WAYS, LearnerSettings, TrainConfig
+from esper_ray.orchestration.config_files import parse_config, read_yaml, require_known_keys
 from esper_ray.shell import pasteable
 
 TASK_PREFIX = "set."
