@@ -54,7 +54,7 @@ def memory(*_: Any) -> Figures:
 
 
 def trimmed_memory(*_: Any) -> Figures:
-    """As `memory`, after everything that is free was given back: what is left is in use."""
+    """Returns the figures of `memory` after everything that is free was given back: what is left is in use."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return memory()

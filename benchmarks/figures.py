@@ -9,7 +9,7 @@ from typing import Any
 from esper_ray.orchestration.run.plan import origin
 
 Row = Mapping[str, Any]
-"""What was measured in one case; "name" tells the case."""
+"""The figures of one case; "name" tells the case."""
 
 
 def whole(text: str) -> int:

@@ -35,7 +35,7 @@ STAGES = {
 }
 """The six stage cases; shadowing and probationary are one case in two stages."""
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
-"""How far float32 numbers of two devices may be apart after a few steps, products in full precision."""
+"""Largest differences of float32 numbers of two devices after a few steps, products in full precision."""
 
 
 class WrongNumbersError(Exception):

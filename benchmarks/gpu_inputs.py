@@ -1,4 +1,4 @@
-"""What `gpu_check.py` measures with: device and size, tasks, hosts."""
+"""The inputs of `gpu_check.py`: device and size, tasks, hosts."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LONG = 10**6
 
 @dataclass(frozen=True)
 class Check:
-    """Where and how large it is measured.
+    """The device and the size of the check.
 
     Attributes:
         small: sizes that take a CPU seconds.
@@ -27,7 +27,7 @@ class Check:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the device is a GPU."""
+        """True if the device is a GPU."""
         return self.device.type == "cuda"
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""How fast hosts train, task by task, and where the time goes; a table, and everything as JSON beside it.
+"""Measures how fast hosts train, task by task, and where the time goes; a table, and everything as JSON beside it.
 
 Usage: python benchmarks/host_epochs.py [TASK ...] [--episodes N] [--json FILE] [--compare OLD]
 
@@ -60,7 +60,7 @@ _QUICK_LIFE = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is measured: a task, how many hosts an actor trains at a time, and changes to the task."""
+    """A case to measure: a task, how many hosts an actor trains at a time, and changes to the task."""
 
     task: str
     hosts: int = 1

@@ -1,4 +1,4 @@
-"""What the orchestration itself costs, with hosts whose epoch is a pause: one to hundreds of actors, one learner.
+"""Measures the cost of the orchestration alone: hosts whose epoch is a pause, one to hundreds of actors, one learner.
 
 Usage: python benchmarks/orchestration.py [--actors 1,4,16,64,256] [--epoch-seconds S] [--json FILE] [--compare OLD]
 
@@ -58,7 +58,7 @@ _LIGHT_PER_PROCESS = 64
 
 @dataclass(frozen=True)
 class Case:
-    """What a row of the table measures.
+    """A row of the table.
 
     Attributes:
         actors: how many play.

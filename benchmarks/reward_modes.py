@@ -1,4 +1,4 @@
-"""Which reward mode? Trains each of them with several seeds and holds all policies against the same controls.
+"""Compares the reward modes: trains each of them with several seeds and holds all policies against the same controls.
 
     python benchmarks/reward_modes.py --out runs/reward_modes
 

@@ -1,4 +1,4 @@
-"""How much does a result depend on the training seed? Mean, interquartile mean and worst of several training runs.
+"""Compares training seeds: mean, interquartile mean and worst of several training runs.
 
     for SEED in 0 1 2 3 4 5 6 7 8 9; do esper-ray train --seed $SEED --out runs/seed$SEED; done
     python benchmarks/training_seeds.py runs/seed* --out runs/training_seeds

@@ -10,7 +10,7 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""As malloc.h of glibc has them."""
+"""Constants of glibc's malloc.h."""
 
 
 def without_compiler() -> None:

@@ -41,7 +41,7 @@ Observation = dict[str, NDArray[Any]]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _TIMED_HOSTS = 8
 _STATE = ("_epochs", "_forced_beginning", "_taken_over", "_twin_epochs", "_carried")
-"""What changes in the course of an episode, besides the host run."""
+"""The changing state of an episode, besides that of the host run."""
 
 
 class MorphogenesisEnv(gym.Env[Observation, np.int64]):

@@ -35,7 +35,7 @@ _STATE = (
     *("model", "epoch", "outcome", "_gradients", "_host_optimizer", "_seed_optimizer", "_tracker", "_governor"),
     *("_progress_from", "_best_kept_accuracy", "_germinations", "_followed_loss", "_best_loss"),
 )
-"""What changes in the course of a run."""
+"""The changing state of a run."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Logger = Literal["wandb", "mlflow"]
 CONTROLS = ("wait", "random", "heuristic", "schedule", "static-final")
 WAYS: tuple[Literal["sampled", "median"], ...] = ("sampled", "median")
-"""How a learned policy acts in comparisons and in evaluations during training; see `esper_ray.policies.acting`."""
+"""Ways in which a policy acts in comparisons and in evaluations during training; see `esper_ray.policies.acting`."""
 
 
 class LearnerSettings(BaseModel):
@@ -113,7 +113,7 @@ class RunChoice(TaskChoice):
     seed: int = Field(0, ge=0)
     """Base seed; the run follows from it, the configuration and the number of actors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
+    """Device on which hosts train. auto: on GPUs if the cluster has any that torch can use."""
     out: Path | None = None
     """Run folder. Unset: a new one in runs/, named after task and time."""
     overwrite: bool = False
@@ -218,7 +218,7 @@ class _HeldOutRun(BaseModel):
     """Actors, one host each. Unset: one per CPU, at most one per episode."""
     hosts_per_runner: ClassVar[int] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where hosts train. auto: on GPUs if the cluster has any that torch can use."""
+    """Device on which hosts train. auto: on GPUs if the cluster has any that torch can use."""
     data_dir: Path | None = None
     """Folder of the data set, for tasks that need one."""
     plugin: tuple[str, ...] = ()
@@ -333,7 +333,7 @@ class ReplayConfig(BaseModel):
     episode: int = Field(ge=1)
     """Episode to replay, by its number in episodes.jsonl."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where its host trains. auto: where it did in the run; elsewhere the last digits may differ."""
+    """Device on which its host trains. auto: that of the run; on another one the last digits may differ."""
     data_dir: Path | None = None
     """Folder of the data set. Unset: the run's."""
     plugin: tuple[str, ...] = ()

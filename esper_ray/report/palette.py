@@ -20,7 +20,7 @@ STAGE_COLOURS = {
     SeedStage.FOSSILIZED: _GREEN,
     SeedStage.CULLED: _VERMILLION,
 }
-"""Of the stages in which there is a seed; the empty slot is grey."""
+"""Colours of the stages in which there is a seed; the empty slot is grey."""
 
 CATEGORIES = (_SKY, _BLUE, _ORANGE, _YELLOW, _PURPLE)
 """For names without a colour of their own, such as blueprints; FOSSILIZE and CULL have those of their stages."""

@@ -16,7 +16,7 @@ from esper_ray.report.write import render
 
 _ADDRESS = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
-"""What a browser on this machine calls it. Another Host means that a foreign page had its name point here."""
+"""Names that a browser on this machine uses. Another Host means that a foreign page had its name point here."""
 
 
 class ReportServer:

@@ -12,7 +12,7 @@ from esper_ray.orchestration.config import HeuristicConfig, TrainConfig, TuneCon
 _MODELS: dict[str, type[BaseModel]] = {"train": TrainConfig, "heuristic": HeuristicConfig, "tune": TuneConfig}
 _POSITIONAL = {"tune": "file"}
 _OF_A_FILE = "config"
-"""What a --config file said is among the recorded values already, so it need not be there any more."""
+"""Left out: the file's values are recorded one by one, so it need not be there any more."""
 
 
 def shell_command(command: Mapping[str, Any]) -> str:

@@ -15,11 +15,11 @@ from esper_ray.tasks.spec import TaskSpec
 _TASKS: dict[str, TaskSpec] = {}
 
 _IDENTITY = frozenset({"name", "summary", "task_type", "input_shape", "classes", "data.source"})
-"""What makes a task this task; no override changes it."""
+"""Settings that make a task this task; no override changes them."""
 
 
 _OPTION_PREFIX = "variety.options."
-"""What follows is an option of the host."""
+"""Begins the name of a range of a host's option."""
 
 
 _WRONG: dict[str, str] = {}

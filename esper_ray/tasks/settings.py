@@ -56,7 +56,7 @@ class DataSettings(_Settings):
     evaluation_batch_size: int = Field(1000, ge=1)
     """Samples per batch of validation and test; twice as many pass through the layers behind a blended seed."""
     augmentation: Literal["none", "crop_and_flip"] = "none"
-    """Of training images. crop_and_flip: shift by up to 4 pixels, mirror every second one."""
+    """Augmentation of training images. crop_and_flip: shift by up to 4 pixels, mirror every second one."""
     standardise: bool = True
     """Bring each channel of bytes (uint8) or floating-point inputs to mean 0 and deviation 1. Other integers, such as
     token ids, stay as they are; false: all inputs do, and bytes are integers as well."""
@@ -68,7 +68,7 @@ class DataSettings(_Settings):
     sequence_length: int | None = Field(None, ge=1)
     """Tokens per sample of a text."""
     tokenizer: Literal["bytes", "gpt2", "auto"] = "bytes"
-    """Of a text. auto: GPT-2's where it is on this machine, else bytes; `config.json` says which it was."""
+    """Tokenizer of a text. auto: GPT-2's where it is on this machine, else bytes; `config.json` says which it was."""
     hub: bool = False
     """Fetch the data set from the Hugging Face hub; needs the extra [hub]."""
     train_share: float = Field(1.0, gt=0, le=1)
@@ -104,7 +104,7 @@ class VarietySettings(_Settings):
     train_share: tuple[float, float] = (0.25, 1.0)
     """Factor on `data.train_share`, uniform."""
     label_noise: tuple[float, float] = (0.0, 0.2)
-    """What is added to `data.label_noise`, uniform."""
+    """Addition to `data.label_noise`, uniform."""
 
     @model_validator(mode="after")
     def _ranges_are_ranges(self) -> "VarietySettings":
@@ -151,9 +151,9 @@ class HeuristicSettings(_Settings):
     cull_drop: float = Field(2.0, ge=0)
     """… if accuracy has fallen by more than this many points since the stage began."""
     penalty_per_cull: float = Field(2.0, ge=0)
-    """What a cull adds to the penalty of its blueprint."""
+    """Addition of a cull to the penalty of its blueprint."""
     penalty_decay: float = Field(0.5, ge=0, le=1)
-    """What is left of a penalty after an epoch."""
+    """Share of a penalty that is left after an epoch."""
     max_penalty: float = Field(3.0, gt=0)
     """A blueprint whose penalty has reached this is skipped."""
 
@@ -190,9 +190,9 @@ class RewardSettings(_Settings):
     """The reward."""
 
     mode: RewardMode = "gain"
-    """What is paid. `gain`: each change of the accuracy that is attributed to the seed; `loss`: each change of the
-    loss; `sparse`: kept accuracy, at the end; `paired`: each change of the lead over a twin that only waits;
-    `contribution`: the ancestor's, for comparison."""
+    """Reward mode. `gain`: each change of the accuracy that is attributed to the seed; `loss`: each change of the loss;
+    `sparse`: kept accuracy, at the end; `paired`: each change of the lead over a twin that only waits; `contribution`:
+    the ancestor's, for comparison."""
     scale: float | None = Field(None, gt=0)
     """Factor on every component; brings returns to order 1 to 10. Unset: the mode's."""
     gain_weight: float = Field(3.0, ge=0)

@@ -30,7 +30,7 @@ class TaskSpec(BaseModel):
     name: str
     summary: str
     task_type: Literal["classification", "lm"] = "classification"
-    """What is predicted: a class for each sample, or ("lm") the next token at each place of a text."""
+    """Prediction: a class for each sample, or ("lm") the next token at each place of a text."""
     input_shape: tuple[int, ...] = ()
     """Shape of one sample, (channels, height, width) of an image; of a text it follows from `data.sequence_length`."""
     classes: int = 0

@@ -1,5 +1,6 @@
 """README and pages keep to what they promise, and name files and functions that exist."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "esper_ray"
+LEANING = {"What", "Of", "As", "Where", "Which", "Whether", "Who", "How"}
 
 
 def test_the_readme_is_for_five_minutes_and_has_the_two_commands() -> None:
@@ -49,3 +51,16 @@ def test_the_search_page_names_every_search_file() -> None:
 def test_the_notebooks_page_names_every_notebook() -> None:
     named = set(re.findall(r"`(\d\d_\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
     assert named == {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_the_first_line_of_a_docstring_is_a_plain_sentence() -> None:
+    leaning, seen = [], 0
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            for statement in node.body if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else ():
+                match statement:
+                    case ast.Expr(ast.Constant(str(text))):
+                        seen += 1
+                        if text.split()[0] in LEANING:
+                            leaning.append(f"{file.relative_to(PACKAGE)}:{statement.lineno}: {text.splitlines()[0]}")
+    assert seen > 1000 and leaning == []

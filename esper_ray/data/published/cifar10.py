@@ -26,7 +26,7 @@ _MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-"""Of the published batches, 10,000 rows each. A batch of another size is somebody's selection; its shape is checked."""
+"""Checksums of the published batches of 10,000 rows. Of a batch of another size, a selection, the shape is checked."""
 _CLASSES = 10
 _SIDE = 32
 _LARGEST_VALIDATION = 10_000

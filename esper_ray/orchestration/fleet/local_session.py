@@ -21,7 +21,7 @@ _BEHIND_TMPDIR = len("/esper-01234567/session_2026-01-01_00-00-00_000000_4194304
 LONGEST_TMPDIR = _LONGEST_SOCKET - _BEHIND_TMPDIR
 _TOKEN_FILE = "auth_token"
 _VARIABLES = ("RAY_TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-"""What a session sets in the environment; Ray itself sets the mode."""
+"""Variables that a session sets; Ray itself sets the mode."""
 
 
 def make_session_folder() -> Path:

@@ -49,7 +49,7 @@ from esper_ray.policies.network import (
 from esper_ray.seeding import Stream, derive_seed, seeded_globally
 
 _TARGET_PREFIX = "_old_"
-"""Of the parts of APPO's network that only its learner needs."""
+"""Begins the names of those parts of APPO's network that only its learner needs."""
 
 
 class EpisodeAlgorithm(Algorithm):

@@ -19,7 +19,7 @@ from esper_ray.orchestration.learner.policy_network import rllib_model_config
 from esper_ray.orchestration.learner.rl_module import MaskedAPPOTorchRLModule, MaskedPPOTorchRLModule
 
 RESTARTS = 1000
-"""How often Ray restarts an actor; how often is too often for one episode, the dispatcher says."""
+"""Restarts of an actor by Ray, at most; the dispatcher says how many are too many for one episode."""
 
 
 @dataclass(frozen=True)

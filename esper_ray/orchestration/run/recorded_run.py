@@ -24,7 +24,7 @@ _LARGEST_SEED = 2**63 - 1
 _PER_EPOCH = ("per_epoch", "stages")
 _PLACE = ("episode", "iteration", "runner", "number")
 _COST = ("seconds", "taken_over", "twin_epochs")
-"""What an episode cost, which follows from the machine and from what other episodes had trained before it."""
+"""The cost of an episode, which follows from the machine and from what other episodes had trained before it."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from esper_ray.shell import pasteable
 logger = logging.getLogger(__name__)
 
 _WITH_RESUME = {"resume", "address", "logger"}
-"""What may be said beside --resume: where to go on, not with what."""
+"""Flags allowed beside --resume: they say where to go on, not with what."""
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ _HELD_OUT = tuple(
     for name in ("kept_val_accuracy", "score", "added_parameters", "fossilized_share")
 )
 METRICS = (*_EPISODE_MEANS, "fossilized_share", "episode_seconds", "rollbacks", *_HELD_OUT)
-"""What settings can be ranked by: means over the episodes of an iteration, of metrics.jsonl."""
+"""Numbers that can rank settings: means over the episodes of an iteration, of metrics.jsonl."""
 STOP_KEYS = (*_SECONDS_AND_COUNTS, *METRICS, *(f"learner.{name}" for name in _LEARNER))
-"""What can end a trial."""
+"""Numbers that can end a trial."""
 
 
 class _Strict(BaseModel):
@@ -158,23 +158,23 @@ class SearchFile(_Strict):
     """A search: common settings, the search space, and how trials are chosen, stopped and ranked."""
 
     train: TrainConfig = TrainConfig()
-    """What all trials share: settings of `esper-ray train`."""
+    """Settings of `esper-ray train` that all trials share."""
     space: dict[str, Values] = Field(min_length=1)
-    """What differs: a setting of `train`, such as ppo.lr_start, or `set.` and a setting of the task."""
+    """Settings that differ: one of `train`, such as ppo.lr_start, or `set.` and one of the task."""
     samples: int = Field(1, ge=1)
     """Draws of what is not a grid; each is tried with every combination of the grids."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
     """Training seeds: each setting is tried with every one."""
     metric: str = "score"
-    """What settings are ranked by; its mean over the last fifth of a trial's iterations counts."""
+    """Number that ranks settings; its mean over the last fifth of a trial's iterations counts."""
     mode: Literal["max", "min"] = "max"
-    """Whether a larger or a smaller metric is better."""
+    """Direction in which the metric is better."""
     stop: dict[str, float] = Field(default_factory=dict)
     """Metric → value at which a trial ends early: at or above it."""
     scheduler: Scheduler = NoScheduler()
-    """Which trials end early."""
+    """Rule by which trials end early."""
     algorithm: Literal["random", "optuna"] = "random"
-    """Where samples come from. optuna: from what was found so far; needs the extra [search], and no grids."""
+    """Source of the samples. optuna: drawn after what was found so far; needs the extra [search], and no grids."""
     search_seed: int = Field(0, ge=0)
     """Seed of the draws."""
 
