@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_ray.cli.main import run
-from esper_ray.orchestration.held_out.paired import TOO_FEW
+from esper_ray.orchestration.held_out.paired import Difference
 
 MODES = ("gain", "paired", "sparse", "loss", "contribution")
 CONTROLS = ("wait", "schedule")
@@ -100,10 +100,7 @@ def _scores(rows: list[dict[str, Any]]) -> str:
 
 
 def _difference(of: dict[str, Any]) -> str:
-    if of["verdict"] == TOO_FEW:
-        return f"{of['difference']['mean']:+.1f} ({TOO_FEW})".replace("-", "−")
-    low, high = of["difference"]["ci95"]
-    return f"{of['difference']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    return f"{Difference(**of['difference'])}".replace("-", "−")
 
 
 if __name__ == "__main__":

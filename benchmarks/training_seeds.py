@@ -18,6 +18,7 @@ from scipy.stats import trim_mean
 
 from esper_ray.cli.main import run
 from esper_ray.orchestration.config import WAYS
+from esper_ray.orchestration.held_out.paired import Difference
 from esper_ray.orchestration.run.run_folder import checkpoints_of
 
 
@@ -85,9 +86,7 @@ def _tables(found: dict[str, Any]) -> str:
 
 
 def _difference(of: dict[str, Any]) -> str:
-    interval = of["difference"]["ci95"]
-    found = "not known" if interval is None else f"[{interval[0]:+.1f}, {interval[1]:+.1f}]"
-    return f"{of['difference']['mean']:+.1f} {found}".replace("-", "−")
+    return f"{Difference(**of['difference'])}".replace("-", "−")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def _by_host(result: Comparison, way: str) -> Table:
             "–" if row["germinated_after"] is None else f"{row['germinated_after']:g}",
             "–" if row["fossilized_after"] is None else f"{row['fossilized_after']:g}",
             f"{row['score']:.1f}",
-            f"{paired.Difference(**difference, hosts=row['count'])}" if difference else "",
+            f"{paired.Difference(**difference)}" if difference else "",
         )
     return table
 

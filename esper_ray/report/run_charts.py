@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esper_ray.orchestration.config import WAYS
-from esper_ray.orchestration.held_out.paired import TOO_FEW
 from esper_ray.report.palette import SEQUENCE, action_vars, legend, var
 from esper_ray.report.specs import (
     Chart,
@@ -322,7 +321,7 @@ def _differences(comparison: Mapping[str, Any]) -> list[Row]:
             if values and values.get("difference"):
                 place = {"control": f"− {control}", "way": way, "verdict": values.get("verdict", "")}
                 interval = values["difference"]["ci95"]
-                known = {} if values.get("verdict") == TOO_FEW else {"low": interval[0], "high": interval[1]}
+                known = {"low": interval[0], "high": interval[1]} if interval else {}
                 rows.append({**place, "mean": values["difference"]["mean"], **known})
     return rows
 

@@ -6,7 +6,6 @@ from statistics import fmean
 from typing import Any
 
 from esper_ray.orchestration.config import WAYS
-from esper_ray.orchestration.held_out.paired import FEWEST_HOSTS
 from esper_ray.orchestration.run.metrics import difference_interval, error_text, interval_text, mean_with_error
 from esper_ray.orchestration.run.run_result import LAST_SHARE
 from esper_ray.report import aggregate, run_charts
@@ -254,8 +253,7 @@ def _comparison(run: RunData) -> Section:
         "intervals. Right of the dashed line the learned policy scores higher; an interval across it shows no "
         "difference. The score is the kept test accuracy less a rent for added parameters."
     )
-    facts = {"comparisons": found, "fewest_hosts": FEWEST_HOSTS}
-    return Section("comparison", "Comparison with the controls", lead, charts, facts)
+    return Section("comparison", "Comparison with the controls", lead, charts, {"comparisons": found})
 
 
 def _how_to_repeat(run: RunData) -> str:

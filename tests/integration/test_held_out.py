@@ -193,7 +193,7 @@ def test_differences_are_paired_by_host_and_have_bootstrap_intervals(trained: Pa
                 entry = section(found["controls"][control])[part]
                 entry = entry if part == "difference" else entry["difference"]
                 assert entry["mean"] == pytest.approx(np.mean(np.subtract(ours, theirs)), abs=1e-4)
-                assert entry["ci95"][0] <= entry["mean"] <= entry["ci95"][1]
+                assert entry["ci95"] is None, "4 hosts are too few for an interval"
     own = found["checkpoints"][str(trained)]
     assert own["controls"] == found["controls"]
     assert (own["seed"], own["iteration"], own["digest"]) == (0, 2, digest)

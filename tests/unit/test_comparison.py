@@ -39,20 +39,20 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_pairs_that_do_not_vary_have_an_interval_of_no_width() -> None:
-    assert paired_difference([3.0, 4.0, 5.0], [2.0, 3.0, 4.0]) == Difference(1.0, (1.0, 1.0), 3)
-    assert paired_difference([3.0], [2.5]) == Difference(0.5, None, 1)
+    assert paired_difference([3.0] * 10, [2.0] * 10) == Difference(1.0, (1.0, 1.0))
+    assert paired_difference([3.0] * 9, [2.5] * 9) == Difference(0.5, None)
 
 
 def test_a_policy_is_better_only_if_the_whole_interval_says_so() -> None:
-    assert Difference(1.0, (0.1, 1.9), 100).verdict == "better"
-    assert Difference(-1.0, (-1.9, -0.1), 100).verdict == "worse"
-    assert Difference(1.0, (-0.1, 2.1), 100).verdict == "no difference shown"
-    assert Difference(1.0, (0.0, 2.0), 100).verdict == "no difference shown"
-    assert Difference(9.0, (8.0, 10.0), 9).verdict == "too few hosts"
+    assert Difference(1.0, (0.1, 1.9)).verdict == "better"
+    assert Difference(-1.0, (-1.9, -0.1)).verdict == "worse"
+    assert Difference(1.0, (-0.1, 2.1)).verdict == "no difference shown"
+    assert Difference(1.0, (0.0, 2.0)).verdict == "no difference shown"
+    assert Difference(9.0, None).verdict == "too few hosts"
 
 
 def test_the_verdict_is_a_sentence_that_can_say_no_difference_shown() -> None:
-    better, worse, nothing = Difference(9, (8, 10), 50), Difference(-2, (-3, -1), 50), Difference(0.2, (-0.5, 0.9), 50)
+    better, worse, nothing = Difference(9, (8, 10)), Difference(-2, (-3, -1)), Difference(0.2, (-0.5, 0.9))
     who = "the learned policy (sampled)"
     assert verdict({"wait": better, "schedule": worse, "random": nothing}, 50, who) == (
         "On 50 held-out hosts the learned policy (sampled) is better than wait (+9.0 [+8.0, +10.0]); is worse than "

@@ -57,12 +57,12 @@ def test_a_comparison_on_a_handful_of_hosts_says_that_they_are_too_few() -> None
     assert "1 held-out host is too few" in verdict({"wait": paired_difference([1.0], [2.0])}, 1, "it")
     assert f"{few['wait']}" == "-2.9 (too few hosts)"
     assert few["wait"].verdict == "too few hosts"
-    assert paired_difference([3.0], [2.0]).as_dict() == {"mean": 1.0, "ci95": None}
-    assert f"{Difference(1.0, (0.5, 1.5), 10)}" == "+1.0 [+0.5, +1.5]"
+    assert few["wait"].as_dict() == {"mean": pytest.approx(-2.9), "ci95": None}
+    assert f"{Difference(1.0, (0.5, 1.5))}" == "+1.0 [+0.5, +1.5]"
 
 
 def test_the_chart_of_a_comparison_shows_no_interval_of_too_few_hosts() -> None:
-    entry = {"difference": {"mean": -2.9, "ci95": [-2.9, -2.9]}, "verdict": "too few hosts"}
+    entry = {"difference": {"mean": -2.9, "ci95": None}, "verdict": "too few hosts"}
     chart = forest_chart("c", {"controls": {"wait": entry}})
     assert chart.data["rows"] == [{"control": "− wait", "way": "sampled", "verdict": "too few hosts", "mean": -2.9}]
 

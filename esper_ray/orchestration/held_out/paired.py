@@ -12,20 +12,16 @@ from esper_ray.orchestration.held_out.episode_store import Outcome
 _CONFIDENCE = 0.95
 _RESAMPLES = 9_999
 FEWEST_HOSTS = 10
-"""Hosts below which a difference is not called one."""
+"""Hosts below which a difference has no interval and is not called one."""
 TOO_FEW = "too few hosts"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean paired difference, points, its 95 % bootstrap confidence interval, and over how many hosts it is.
-
-    The interval for a single host is not known: None.
-    """
+    """A mean paired difference, points, and its 95 % bootstrap confidence interval; None for too few hosts."""
 
     mean: float
     ci95: tuple[float, float] | None
-    hosts: int
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as JSON holds it."""
@@ -34,14 +30,14 @@ class Difference:
     def __format__(self, precision: str) -> str:
         """Returns mean [interval] with the given precision, such as ".2f"; for too few hosts the mean alone."""
         number = f"+{precision or '.1f'}"
-        if self.ci95 is None or self.hosts < FEWEST_HOSTS:
+        if self.ci95 is None:
             return f"{self.mean:{number}} ({TOO_FEW})"
         return f"{self.mean:{number}} [{self.ci95[0]:{number}}, {self.ci95[1]:{number}}]"
 
     @property
     def verdict(self) -> str:
         """ "better", "worse", "no difference shown" or "too few hosts"."""
-        if self.ci95 is None or self.hosts < FEWEST_HOSTS:
+        if self.ci95 is None:
             return TOO_FEW
         if self.ci95[0] <= 0 <= self.ci95[1]:
             return "no difference shown"
@@ -55,9 +51,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     """
     assert len(ours) == len(theirs), "a difference is paired by host"
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    mean, hosts = float(differences.mean()), len(differences)
-    if hosts < 2:
-        return Difference(mean, None, hosts)
+    mean = float(differences.mean())
+    if len(differences) < FEWEST_HOSTS:
+        return Difference(mean, None)
     interval = bootstrap(
         (differences,),
         np.mean,
@@ -66,7 +62,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Difference(mean, (float(interval.low), float(interval.high)), hosts)
+    return Difference(mean, (float(interval.low), float(interval.high)))
 
 
 def score(outcomes: Sequence[Outcome]) -> list[float]:
