@@ -170,6 +170,13 @@ def _row(place: int, entry: RankedSetting) -> tuple[str, ...]:
     )
 
 
+def _resume_command(plan: SearchPlan) -> str:
+    config = plan.config
+    address = () if config.address is None else ("--address", config.address)
+    logger = ("--logger", *config.logger) if config.logger else ()
+    return next_command("esper-ray", "tune", config.file, "--out", plan.folder, "--resume", *address, *logger)
+
+
 def _summary(result: SearchResult, pictures: Sequence[str], page: str) -> list[str]:
     plan = result.plan
     lines = [
@@ -181,7 +188,7 @@ def _summary(result: SearchResult, pictures: Sequence[str], page: str) -> list[s
         lines.append(f"Plots: {', '.join(pictures)}")
     lines.append(f"Report: {page}")
     if result.interrupted or result.failed:
-        lines.append(next_command("esper-ray", "tune", plan.config.file, "--out", plan.folder, "--resume"))
+        lines.append(_resume_command(plan))
     if result.best is not None:
         lines.append(next_command("esper-ray", "train", "--config", result.best))
     return lines

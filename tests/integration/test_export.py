@@ -1,6 +1,8 @@
 """Kept hosts, and their export: plain files that torch alone loads, to the last bit."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,8 @@ def test_an_export_runs_without_this_package_and_gets_the_same_accuracy_to_the_l
     model = grown(task, blueprint_id)
     folder = tmp_path / "export"
     topology = export_model(model, task, prepare_data(task), None, folder, {"episode": 1})
+    os.umask(umask := os.umask(0))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o666 & ~umask}
     inputs, targets = zip(*raw_batches(task), strict=True)
     torch.save({"inputs": inputs, "targets": targets}, tmp_path / "split.pt")
 

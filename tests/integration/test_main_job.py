@@ -49,6 +49,7 @@ def test_a_run_leaves_everything_that_it_followed_from_and_everything_that_came_
     assert config["task"]["max_epochs"] == EPOCHS
     assert config["runners"] == 2
     assert config["versions"]["ray"] == ray.__version__
+    assert config["numerics"]["torch.backends.cudnn.deterministic"] == "True", "as the actors have it"
 
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in metrics] == [1, 2]

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from finished_runs import FinishedRuns
 from esper_ray.orchestration.run.claims import claimed
 from esper_ray.orchestration.run.run_folder import checkpoints_of
 
+NO_PASSWD_ENTRY = 54321
 RUN = [
     *("--runners", "0", "--iterations", "1", "--episodes-per-iteration", "2", "--wait-only-episodes", "0"),
+    *("--reward", "paired", "--host-pool", "2"),
     *("--max-epochs", "12", "--set", "data.train_samples=64", "data.validation_samples=50", "host.base_channels=2"),
 ]
 
@@ -25,10 +28,11 @@ RUN = [
 def test_a_run_needs_no_git_no_writable_home_and_no_short_tmpdir_and_its_folder_is_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home, temporary, out = tmp_path / "home", tmp_path / "temporary files ü", tmp_path / "run"
+    home, temporary = tmp_path / "home", tmp_path / "temporary files ü"
+    out, cache = tmp_path / "run", tmp_path / "cache"
     for folder in (home, temporary):
         folder.mkdir()
-    surroundings = {"PATH": str(home), "HOME": str(home), "TMPDIR": str(temporary)}
+    surroundings = {"PATH": str(home), "HOME": str(home), "TMPDIR": str(temporary), "ESPER_RAY_CACHE": str(cache)}
     before = os.umask(0o022)
     try:
         process = subprocess.Popen(
@@ -44,8 +48,31 @@ def test_a_run_needs_no_git_no_writable_home_and_no_short_tmpdir_and_its_folder_
     assert errors.startswith("Ray's files lie in /tmp: ") and errors.count("\n") == 1
     assert json.loads((out / "config.json").read_text())["git_commit"] is None
     assert [*home.iterdir(), *temporary.iterdir()] == []
-    closed = [path for path in out.rglob("*") if not path.stat().st_mode & 0o004]
+    assert list(cache.rglob("*.*")) != []
+    closed = [path for made in (out, cache) for path in made.rglob("*") if not path.stat().st_mode & 0o004]
     assert closed == [], "other users may read what the umask lets them"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("has_cache", [True, False])
+def test_a_user_without_a_passwd_entry_and_a_home_plays_or_is_told_what_to_set(has_cache: bool) -> None:
+    """Containers are often run so."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(("CACHE", "CACHE_HOME"))}
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="container-") as folder:
+        Path(folder).chmod(0o777)
+        cache = {"ESPER_RAY_CACHE": f"{folder}/cache"} if has_cache else {}
+        done = subprocess.run(
+            command("train", "--out", f"{folder}/run", *RUN),
+            **{"env": {**kept, **cache, "HOME": "/"}, "user": NO_PASSWD_ENTRY, "group": NO_PASSWD_ENTRY},
+            **{"extra_groups": [], "cwd": folder, "capture_output": True, "text": True},
+        )
+        if has_cache:
+            assert (done.returncode, done.stderr) == (0, "")
+        else:
+            assert done.returncode == 2 and done.stderr.count("\n") == 1
+            assert "set HOME, or ESPER_RAY_CACHE" in done.stderr
 
 
 @pytest.mark.faults

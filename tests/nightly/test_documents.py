@@ -41,6 +41,11 @@ def test_the_plugin_of_the_plugins_page_can_be_trained_and_compared(tmp_path: Pa
     assert (tmp_path / "runs/wine/held_out/iteration_000002/comparison.json").exists()
 
 
+def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+    (program,) = blocks("../README.md", "python")
+    assert 0 < float(run_in(tmp_path, [sys.executable, "-c", program])) <= 100
+
+
 def test_the_programs_of_the_decision_problem_page_run(tmp_path: Path) -> None:
     for program in blocks("decision_problem.md", "python"):
         assert run_in(tmp_path, [sys.executable, "-c", program])

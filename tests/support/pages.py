@@ -15,10 +15,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def run_in(folder: Path, command: list[str]) -> str:
-    """Runs a command in a folder of its own, in this environment."""
+    """Runs a command in a folder of its own, in this environment; returns what it prints, and refuses warnings."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=900, check=False
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (done.returncode, done.stderr) == (0, ""), f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from esper_ray.cli.train import summary
+from esper_ray.cli.tune import _resume_command
 from esper_ray.errors import ConfigurationError
-from esper_ray.orchestration.config import TrainConfig
+from esper_ray.orchestration.config import TrainConfig, TuneConfig
 from esper_ray.orchestration.config_files import load_config
 from esper_ray.orchestration.run.run_result import RunResult, RunTally
 from esper_ray.report.shell_command import shell_command
@@ -36,6 +37,17 @@ def test_the_commands_after_a_training_can_be_pasted(tmp_path: Path, monkeypatch
         ["esper-ray", "compare", "mein Lauf ü/checkpoints/iteration_000001", "--data-dir", "meine Daten"],
         ["esper-ray", "export", "mein Lauf ü", "--best"],
     ]
+
+
+def test_the_command_that_resumes_a_search_keeps_where_it_ran_and_who_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = TuneConfig(file=tmp_path / "meine Suche.yaml", address="head:6379", logger=("wandb", "mlflow"))
+    plan: Any = SimpleNamespace(config=config, folder=tmp_path / "mein Ort ü")
+    assert _resume_command(plan) == (
+        "Next: esper-ray tune 'meine Suche.yaml' --out 'mein Ort ü' --resume --address head:6379 --logger wandb mlflow"
+    )
 
 
 def test_a_search_given_to_train_is_answered_with_its_command(tmp_path: Path) -> None:

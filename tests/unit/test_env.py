@@ -2,6 +2,7 @@
 
 import json
 from math import isfinite
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +35,20 @@ def test_an_episode_is_the_budget_of_epochs_and_then_terminates(env: Morphogenes
     env.reset(seed=0)
     ends = [env.step(0)[2:4] for _ in range(env.task.max_epochs)]
     assert ends == [(False, False)] * 11 + [(True, False)]
+
+
+def test_epochs_of_beginnings_and_of_twins_are_progress_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor that trained them in silence would be taken for hung."""
+    monkeypatch.setenv("ESPER_RAY_CACHE", str(tmp_path))
+    epochs: list[object] = []
+    monkeypatch.setattr(MorphogenesisEnv, "_on_epoch", lambda env: epochs.append(env))
+    env = MorphogenesisEnv(make_fast_task(reward__mode="paired"), share_beginnings=True)
+    env.reset(seed=0)
+    counts = [len(epochs)]
+    while not env.step(0)[2]:
+        counts.append(len(epochs))
+    before_choice, budget = 3, env.task.max_epochs
+    assert counts == list(range(before_choice + budget, before_choice + 2 * budget))
 
 
 def test_truncation_instead_of_termination_on_request(fast_task: TaskSpec) -> None:

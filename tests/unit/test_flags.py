@@ -118,3 +118,7 @@ def test_the_module_runs_and_bash_completes_commands_and_flags(tmp_path: Path) -
     )
     done = subprocess.run(["bash", "-c", asked, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["compare", "--host-variety"], done.stderr
+    for_zsh = subprocess.run(
+        [sys.executable, "-m", "esper_ray", "--print-completion", "zsh"], capture_output=True, text=True, check=True
+    )
+    assert for_zsh.stdout.startswith("#compdef esper-ray") and "--host-variety" in for_zsh.stdout

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import wrappers
+from gymnasium import spaces, wrappers
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from esper_ray.episode import EpisodeRecord, MorphogenesisEnv
@@ -20,6 +20,15 @@ from esper_ray.policies import SchedulePolicy
 from esper_ray.tasks import TaskSpec
 
 ID = "esper_ray/Morphogenesis-v0"
+
+
+class Recorded(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """A wrapper that can be made again from its arguments."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
 
 WRAPPERS: dict[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,
@@ -37,7 +46,17 @@ WRAPPERS: dict[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "ClipReward": lambda env: wrappers.ClipReward(env, -1, 1),
     "TransformReward": lambda env: wrappers.TransformReward(env, lambda reward: 2 * reward),
     "NormalizeReward": wrappers.NormalizeReward,
+    "TransformObservation": lambda env: wrappers.TransformObservation(
+        env, lambda observation: observation["observations"], env.observation_space["observations"]
+    ),
+    "TransformAction": lambda env: wrappers.TransformAction(env, int, env.action_space),
+    "ReshapeObservation": lambda env: wrappers.ReshapeObservation(
+        wrappers.FlattenObservation(env), (1, spaces.flatdim(env.observation_space))
+    ),
+    "StickyAction": lambda env: wrappers.StickyAction(env, 0.0),
+    "RecordConstructorArgs": Recorded,
 }
+"""Those that apply to discrete actions without pictures."""
 
 
 @pytest.fixture
