@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 from esper_ray.cli.train import summary
+from esper_ray.cli.tune import _row as tune_row
 from esper_ray.orchestration.config import TrainConfig
 from esper_ray.orchestration.held_out.paired import Difference, paired_difference, verdict
 from esper_ray.orchestration.run.metrics import difference_interval, standard_deviation
@@ -71,6 +72,7 @@ def test_a_setting_that_was_tried_once_has_no_spread() -> None:
     trial = TrialResult("t", {}, 0, 1, "finished", 1, [5.0])
     entry = RankedSetting({}, [trial], True)
     assert entry.std is None
+    assert tune_row(1, entry)[3] == "not known"
     row = {**entry.as_dict(1), "label": "1.", "text": ""}
     (mean,) = ranking_chart([row], "score").data["means"]
     assert not {"std", "low", "high"} & mean.keys()
