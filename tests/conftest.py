@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +18,12 @@ from plugin_source import registries_as_before
 from processes import leftovers, ray_processes
 
 from esper_ray.tasks import TaskSpec
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C through: what a shell starts in the background inherits that the signal is ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
