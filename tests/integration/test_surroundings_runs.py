@@ -2,8 +2,8 @@
 
 import json
 import os
+import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,25 +54,29 @@ def test_a_run_needs_no_git_no_writable_home_and_no_short_tmpdir_and_its_folder_
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("has_cache", [True, False])
-def test_a_user_without_a_passwd_entry_and_a_home_plays_or_is_told_what_to_set(has_cache: bool) -> None:
-    """Containers are often run so."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(("CACHE", "CACHE_HOME"))}
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="container-") as folder:
-        Path(folder).chmod(0o777)
-        cache = {"ESPER_RAY_CACHE": f"{folder}/cache"} if has_cache else {}
-        done = subprocess.run(
-            command("train", "--out", f"{folder}/run", *RUN),
-            **{"env": {**kept, **cache, "HOME": "/"}, "user": NO_PASSWD_ENTRY, "group": NO_PASSWD_ENTRY},
-            **{"extra_groups": [], "cwd": folder, "capture_output": True, "text": True},
-        )
-        if has_cache:
-            assert (done.returncode, done.stderr) == (0, "")
-        else:
-            assert done.returncode == 2 and done.stderr.count("\n") == 1
-            assert "set HOME, or ESPER_RAY_CACHE" in done.stderr
+@pytest.mark.parametrize(("home", "cache"), [("read-only", "cache"), (None, "cache"), ("read-only", None)])
+@pytest.mark.usefixtures("nothing_left_behind")
+def test_a_user_without_a_passwd_entry_plays_or_is_told_what_to_set(
+    home: str | None, cache: str | None, tmp_path: Path
+) -> None:
+    """Containers are often run so: with the root folder as home, which they may not write, or with none."""
+    another_user = ["unshare", "--user", f"--map-user={NO_PASSWD_ENTRY}", f"--map-group={NO_PASSWD_ENTRY}"]
+    if shutil.which("unshare") is None or subprocess.run([*another_user, "true"], check=False).returncode:
+        pytest.skip("this machine lets nobody become another user")
+    (tmp_path / "read-only").mkdir(mode=0o555)
+    folders = {"HOME": home, "ESPER_RAY_CACHE": cache, "XDG_CACHE_HOME": None}
+    environment = {name: value for name, value in os.environ.items() if name not in folders}
+    environment |= {name: str(tmp_path / folder) for name, folder in folders.items() if folder is not None}
+    done = subprocess.run(
+        [*another_user, *command("train", "--out", tmp_path / "run", *RUN)],
+        **{"env": environment, "capture_output": True, "text": True},
+    )
+    if cache is not None:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "cannot be written: Permission denied; set HOME, or name another folder" in done.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["read-only"]
 
 
 @pytest.mark.faults
