@@ -261,7 +261,7 @@ class Dispatcher:
         moments += [absence.since + _RETURN_SECONDS + 1 for absence in self._away.values()] if not self._playing else []
         until = min(moments, default=inf)
         timeout = None if until == inf else max(0.0, until - now)
-        done, _ = ray.wait([*self._playing, *probes], num_returns=1, timeout=timeout)
+        done, _ = ray.wait([*probes, *self._playing], num_returns=1, timeout=timeout)  # who is back comes first
         return list(done)
 
     def _collect_finished(self, done: Iterable[ray.ObjectRef]) -> None:
