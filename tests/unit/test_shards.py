@@ -1,6 +1,7 @@
 """The parts into which tests/nightly is divided: every test in one, all of about the same length."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,10 @@ def test_durations_are_measured_and_kept(suite: pytest.Pytester) -> None:
 def test_every_nightly_file_has_a_duration() -> None:
     durations = json.loads((CONFTEST.parent / "durations.json").read_text())
     assert durations.keys() == {path.name for path in CONFTEST.parent.glob("test_*.py")}
+
+
+def test_the_four_parts_are_of_about_equal_length() -> None:
+    durations = json.loads((CONFTEST.parent / "durations.json").read_text())
+    parts = runpy.run_path(str(CONFTEST))["divided"](durations, 4)
+    lengths = [sum(durations[name] for name in part) for part in parts]
+    assert max(lengths) < 1.2 * min(lengths)
