@@ -21,15 +21,6 @@ from esper_ray.tasks import TaskSpec
 
 ID = "esper_ray/Morphogenesis-v0"
 
-
-class Recorded(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """A wrapper that can be made again from its arguments."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
-
-
 WRAPPERS: dict[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,
     "TimeLimit": lambda env: wrappers.TimeLimit(env, 5),
@@ -53,8 +44,6 @@ WRAPPERS: dict[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "ReshapeObservation": lambda env: wrappers.ReshapeObservation(
         wrappers.FlattenObservation(env), (1, spaces.flatdim(env.observation_space))
     ),
-    "StickyAction": lambda env: wrappers.StickyAction(env, 0.0),
-    "RecordConstructorArgs": Recorded,
 }
 """Those that apply to discrete actions without pictures."""
 
